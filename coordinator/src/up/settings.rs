@@ -1,0 +1,192 @@
+//! Settings of the one-machine default: those of ingest and worker, with
+//! defaults for what they require.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use ingest::config::{IngestArgs, IngestConfig};
+use shared::{
+    broker::BrokerConfig,
+    config::{CommonArgs, ConfigError, Problems, text},
+};
+use worker::config::{WorkerArgs, WorkerConfig};
+
+use crate::data_dir::DEFAULT_DATA_DIR;
+
+/// Gitea's own default.
+const DEFAULT_GITEA_URL: &str = "http://localhost:3000";
+const DEFAULT_NATS_PORT: u64 = 4222;
+
+/// Settings as they were given.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) ingest: IngestArgs,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+    /// Port of the nats-server that is started when NATS_URL is not set; 0 for any [default: 4222]
+    #[arg(long, env = "NATS_PORT", value_name = "PORT")]
+    pub(crate) nats_port: Option<String>,
+}
+
+/// Settings, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct UpConfig {
+    pub(crate) ingest: IngestConfig,
+    pub(crate) worker: WorkerConfig,
+    /// Port of a server of our own. None uses the one that is configured.
+    pub(crate) own_nats_port: Option<u16>,
+    pub(crate) data_dir: PathBuf,
+    /// The webhook's secret is set, so none is made up.
+    pub(crate) secret_is_given: bool,
+    /// The file with the secret, where it is in one.
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+impl UpArgs {
+    /// Checks all settings. Touches nothing.
+    pub(crate) fn check(&self) -> Result<UpConfig, ConfigError> {
+        let mut problems = Problems::default();
+        let own_nats_port = self.own_nats_port(&mut problems);
+        let mut common = self.common.clone();
+        common.gitea_url.get_or_insert_with(|| DEFAULT_GITEA_URL.into());
+        if text(&common.gitea_url).is_none() {
+            common.gitea_url = Some(DEFAULT_GITEA_URL.into());
+        }
+        let mut ingest = self.ingest.clone();
+        let given_file = text(&ingest.gitea_webhook_secret_file).map(PathBuf::from);
+        let secret_is_given = text(&ingest.gitea_webhook_secret).is_some() || given_file.is_some();
+        if !secret_is_given {
+            // Replaced by the one of the data directory before anything starts.
+            ingest.gitea_webhook_secret = Some("not there yet".into());
+        }
+        let common = common.check(&mut problems);
+        let config = UpConfig {
+            worker: self.worker.check(common.clone(), &mut problems),
+            ingest: ingest.check(common, &mut problems),
+            own_nats_port,
+            data_dir: text(&ingest.data_dir).unwrap_or(DEFAULT_DATA_DIR).into(),
+            secret_is_given,
+            secret_file: given_file.and_then(|file| std::path::absolute(file).ok()),
+        };
+        problems.finish(config)
+    }
+
+    fn own_nats_port(&self, problems: &mut Problems) -> Option<u16> {
+        let common = &self.common;
+        let port = problems.number("NATS_PORT", &self.nats_port, DEFAULT_NATS_PORT, 0, 65_535);
+        if text(&common.nats_url).is_some() {
+            return None;
+        }
+        for (name, value) in [
+            ("NATS_USER", &common.nats_user),
+            ("NATS_CREDS_FILE", &common.nats_creds_file),
+            ("NATS_CA_FILE", &common.nats_ca_file),
+            ("NATS_CERT_FILE", &common.nats_cert_file),
+        ] {
+            if text(value).is_some() {
+                problems.add(format!("{name} is for a NATS of yours, but NATS_URL is not set"));
+            }
+        }
+        if text(&common.stream_replicas).is_some_and(|replicas| replicas != "1") {
+            problems.add("STREAM_REPLICAS is for a cluster, but NATS_URL is not set");
+        }
+        u16::try_from(port).ok()
+    }
+}
+
+impl UpConfig {
+    /// Takes the webhook's secret from a file.
+    pub(crate) fn use_secret_file(&mut self, file: &Path) -> Result<()> {
+        let mut problems = Problems::default();
+        let name = Some(file.to_string_lossy().into_owned());
+        let secret = problems.secret("GITEA_WEBHOOK_SECRET", &None, &name);
+        problems.finish(()).with_context(|| format!("read {}", file.display()))?;
+        self.ingest.secret = secret.context("the secret is empty")?;
+        self.secret_file = Some(file.to_owned());
+        Ok(())
+    }
+
+    /// Uses the server at `url`, and nothing else that was set about one.
+    pub(crate) fn use_nats(&mut self, url: &str) -> Result<()> {
+        let server = url.parse().context("read nats-server's URL")?;
+        let broker = BrokerConfig { servers: vec![server], ..BrokerConfig::default() };
+        self.ingest.common.broker = broker.clone();
+        self.worker.common.broker = broker;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn nothing_has_to_be_set() {
+        let empty = some(" ");
+        for gitea_url in [None, empty] {
+            let common = CommonArgs { gitea_url, ..CommonArgs::default() };
+            let config = UpArgs { common, ..UpArgs::default() }.check().expect("defaults");
+            assert_eq!(config.ingest.common.gitea_url, "http://localhost:3000");
+            assert_eq!(config.worker.common.gitea_url, "http://localhost:3000");
+            assert_eq!(config.own_nats_port, Some(4222));
+            assert_eq!(config.data_dir, Path::new("data"));
+            assert!(!config.secret_is_given);
+        }
+    }
+
+    #[test]
+    fn what_is_given_is_used() {
+        let config = UpArgs {
+            common: CommonArgs { nats_url: some("nats://n:1"), ..CommonArgs::default() },
+            ingest: IngestArgs {
+                gitea_webhook_secret: some("s"),
+                data_dir: some("/d"),
+                ..IngestArgs::default()
+            },
+            ..UpArgs::default()
+        };
+        let config = config.check().expect("good");
+        assert_eq!((config.own_nats_port, config.secret_is_given), (None, true));
+        assert_eq!((config.ingest.secret.expose(), config.secret_file), (&b"s"[..], None));
+        assert_eq!(config.data_dir, Path::new("/d"));
+        assert_eq!(config.ingest.journal.dir, Path::new("/d"));
+    }
+
+    #[test]
+    fn settings_of_a_nats_that_is_not_named_are_told_with_all_else_that_is_wrong() {
+        let args = UpArgs {
+            common: CommonArgs {
+                nats_creds_file: some("x.creds"),
+                stream_replicas: some("3"),
+                log_level: some("loud"),
+                ..CommonArgs::default()
+            },
+            nats_port: some("70000"),
+            ..UpArgs::default()
+        };
+        let line = args.check().expect_err("four are wrong").to_string();
+        for name in ["NATS_CREDS_FILE", "STREAM_REPLICAS", "LOG_LEVEL", "NATS_PORT"] {
+            assert!(line.contains(name), "{name} is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn the_secret_comes_from_the_data_directory() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("webhook-secret");
+        std::fs::write(&file, "abc\n").expect("write");
+        let mut config = UpArgs::default().check().expect("defaults");
+        config.use_secret_file(&file).expect("secret");
+        assert_eq!(config.ingest.secret.expose(), b"abc");
+        assert_eq!(config.secret_file, Some(file));
+        config.use_nats("nats://127.0.0.1:5").expect("url");
+        assert_eq!(config.worker.common.broker.servers[0].port(), 5);
+    }
+}

@@ -1,0 +1,197 @@
+//! Ways in for the fuzzer in `fuzz/`; part of no other build.
+//!
+//! What is right is worked out here a second time, by other means than the
+//! product's where there are any.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::Value;
+use sha2::Sha256;
+use shared::{
+    config::Secret,
+    envelope::{self, Envelope},
+    event::{self, IssueEvent, State},
+    subject::EventSubject,
+};
+
+use crate::{
+    buffer::Buffer,
+    parse::{self, Parsed},
+    reply::{IgnoreReason, Refusal},
+    verify::{Claim, ContentType, SecretUsed, Verifier},
+};
+
+const SECRETS: [(&str, SecretUsed); 2] =
+    [("s3cr3t", SecretUsed::Current), ("f0rm3r", SecretUsed::Previous)];
+const GITEA: &str = "x-gitea-signature";
+const HUB: &str = "x-hub-signature-256";
+const PARENT: &str = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
+
+/// A request: lines of headers, an empty line, the body.
+pub fn verify(data: &[u8]) {
+    let end = data.windows(2).position(|two| two == b"\n\n");
+    let (head, body) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
+    let mut headers = headers(head);
+    let Ok(content_type) = ContentType::of(&headers) else { return };
+    let text = match content_type {
+        ContentType::Json => body.to_vec(),
+        ContentType::Form => first_payload(body),
+    };
+    let verifier = Verifier::new(&Secret::new(SECRETS[0].0), Some(&Secret::new(SECRETS[1].0)));
+    let decide = |headers: &HeaderMap| {
+        let verified =
+            Claim::of(headers).and_then(|claim| verifier.verify(claim, Buffer::Small(body.into())));
+        if let Ok(delivery) = &verified {
+            assert_eq!(delivery.text(), &text, "what is verified is what is signed");
+            check_parsed(parse::parse(headers, delivery, event::example().delivery), &text);
+        }
+        verified.map(|delivery| delivery.secret_used())
+    };
+
+    let right = SECRETS.iter().find(|(secret, _)| claimed(&headers) == Some(sign(secret, &text)));
+    match decide(&headers) {
+        Ok(used) => assert_eq!(Some(used), right.map(|(_, used)| *used)),
+        Err(refusal) => {
+            assert_eq!((refusal.status.as_u16(), right), (401, None));
+            assert!(refusal.code.starts_with("signature_"));
+        }
+    }
+    // The length picks the secret, the header and the digit that is spoilt: each takes its time.
+    let (secret, used) = SECRETS[data.len() & 1];
+    let (name, prefix) = [(GITEA, ""), (HUB, "sha256=")][data.len() >> 1 & 1];
+    headers.remove(GITEA);
+    headers.remove(HUB);
+    let mut signature = sign(secret, &text).into_bytes();
+    headers.insert(name, signed(prefix, &signature));
+    assert_eq!(decide(&headers).ok(), Some(used), "a right one");
+    let at = data.len() >> 2 & 63;
+    signature[at] = if signature[at] == b'0' { b'1' } else { b'0' };
+    headers.insert(name, signed(prefix, &signature));
+    assert_eq!(decide(&headers).err().map(|r| r.code), Some("signature_mismatch"));
+}
+
+/// The JSON text of an issue event.
+pub fn parse(data: &[u8]) {
+    check_parsed(parse::issue_event(data, event::example().delivery), data);
+}
+
+fn headers(head: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for line in head.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            let _ = headers.try_append(name, value);
+        }
+    }
+    headers
+}
+
+/// The 64 digits that the headers claim, in lower case.
+fn claimed(headers: &HeaderMap) -> Option<String> {
+    let (name, prefix) = if headers.contains_key(GITEA) { (GITEA, "") } else { (HUB, "sha256=") };
+    let values: Vec<_> = headers.get_all(name).iter().collect();
+    let [value] = values[..] else { return None };
+    Some(value.to_str().ok()?.strip_prefix(prefix)?.to_ascii_lowercase())
+}
+
+/// The first `payload` of a form, as the URL standard reads forms.
+fn first_payload(body: &[u8]) -> Vec<u8> {
+    for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
+        let mut parts = pair.splitn(2, |byte| *byte == b'=');
+        let name = parts.next().unwrap_or_default();
+        if decoded(name) == b"payload" {
+            return decoded(parts.next().unwrap_or_default());
+        }
+    }
+    Vec::new()
+}
+
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let digit = |at: usize| text.get(at).and_then(|b| char::from(*b).to_digit(16));
+    let (mut bytes, mut at) = (Vec::new(), 0);
+    while let Some(&byte) = text.get(at) {
+        let escaped = if byte == b'%' { digit(at + 1).zip(digit(at + 2)) } else { None };
+        bytes.push(match (byte, escaped) {
+            (_, Some((high, low))) => (high * 16 + low) as u8,
+            (b'+', None) => b' ',
+            (other, None) => other,
+        });
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    bytes
+}
+
+fn sign(secret: &str, text: &[u8]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any key fits");
+    mac.update(text);
+    hex::encode(mac.finalize().into_bytes())
+}
+
+fn signed(prefix: &str, signature: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(&[prefix.as_bytes(), signature].concat()).expect("a header value")
+}
+
+fn check_parsed(parsed: Result<Parsed, Refusal>, text: &[u8]) {
+    match parsed {
+        Ok(Parsed::Event(event)) => {
+            check_says_the_same(&event, text);
+            check_is_published(&event);
+        }
+        Ok(Parsed::Ignored(IgnoreReason::PullRequest | IgnoreReason::NotAnIssueEvent)) => {}
+        Err(refusal) => {
+            assert_eq!((refusal.status.as_u16(), refusal.code), (422, "invalid_payload"));
+            let field = refusal.field.expect("a field is named");
+            let ours = |b: u8| b.is_ascii_alphanumeric() || b"._-[]".contains(&b);
+            assert!(!field.is_empty() && field.bytes().all(ours), "{field:?}");
+            assert!(refusal.message.starts_with(&field));
+        }
+    }
+}
+
+/// The event says what any other reader of JSON finds in the text.
+fn check_says_the_same(event: &IssueEvent, text: &[u8]) {
+    assert!(event.issue.id > 0 && event.issue.number > 0 && event.repository.id > 0);
+    let repository = &event.repository;
+    let names = [&repository.owner, &repository.name].into_iter();
+    for name in names.chain(event.issue.assignees.iter().map(|user| &user.login)) {
+        assert!((1..=255).contains(&name.len()));
+    }
+    // It gives up where fields that do not matter here are too deep or out of range.
+    let Ok(value) = serde_json::from_slice::<Value>(text) else { return };
+    let (issue, repository) = (&value["issue"], &value["repository"]);
+    let no_users = Vec::new();
+    let users = issue["assignees"].as_array().unwrap_or(&no_users);
+    let logins: Vec<_> = users.iter().filter_map(|user| user["login"].as_str()).collect();
+    assert_eq!(event.issue.assignee_logins(), logins);
+    assert_eq!(value["action"], event.action.as_str());
+    assert_eq!(issue["number"], event.issue.number);
+    assert_eq!(issue["state"] == "closed", event.issue.state == State::Closed);
+    assert_eq!(repository["id"], event.repository.id);
+    assert_eq!(repository["name"], event.repository.name.as_str());
+    assert_eq!(repository["owner"]["login"], event.repository.owner.as_str());
+}
+
+fn check_is_published(event: &IssueEvent) {
+    let parent = PARENT.parse().expect("a traceparent");
+    let envelope = Envelope::of_event(event, "http://localhost:3000", &parent).expect("a message");
+    assert_eq!(EventSubject::parse(&envelope.subject), Ok(EventSubject::of(event)));
+    for (_, values) in envelope.headers.iter() {
+        for value in values {
+            assert!(value.as_str().bytes().all(|b| (b' '..=b'~').contains(&b)), "{value:?}");
+        }
+    }
+    // A number in Gitea's own `changes` may lose its last digit on each way.
+    let without_changes = |event: &IssueEvent| IssueEvent { changes: None, ..event.clone() };
+    let back = envelope::read_event(&envelope.payload).expect("own payload");
+    assert_eq!(without_changes(&back), without_changes(event));
+
+    for limit in [1024, 16 * 1024] {
+        let mut cut = event.clone();
+        let fits = cut.cut_to(limit);
+        assert_eq!(fits, serde_json::to_vec(&cut).expect("JSON").len() <= limit);
+        assert_eq!(cut.issue.assignees, event.issue.assignees);
+        assert_eq!(EventSubject::of(&cut), EventSubject::of(event));
+    }
+}

@@ -1,0 +1,164 @@
+//! What ingest counts and times.
+
+use std::sync::Arc;
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram, Meter},
+};
+use shared::metrics::SECONDS;
+
+use crate::{
+    journal::{Journal, Status},
+    verify::SecretUsed,
+};
+
+/// Outcomes that alerts and dashboards ask for.
+const WATCHED_OUTCOMES: [&str; 10] = [
+    "accepted",
+    "duplicate",
+    "ignored",
+    "signature_missing",
+    "signature_empty",
+    "signature_mismatch",
+    "invalid_payload",
+    "journal_full",
+    "journal_unwritable",
+    "overloaded",
+];
+
+/// The instruments of one ingest.
+#[derive(Debug)]
+pub(crate) struct Instruments {
+    deliveries: Counter<u64>,
+    request_duration: Histogram<f64>,
+    signatures: Counter<u64>,
+    sent: Counter<u64>,
+    publish_duration: Histogram<f64>,
+    publish_failures: Counter<u64>,
+}
+
+impl Instruments {
+    /// `journal_limit` is the size, in bytes, at which nothing more is taken.
+    pub(crate) fn new(meter: &Meter, journal: &Journal, journal_limit: u64) -> Self {
+        observe_journal(meter, journal.status());
+        meter
+            .u64_observable_gauge("coordinator.journal.limit")
+            .with_unit("By")
+            .with_description("Size of the journal at which deliveries get 503")
+            .with_callback(move |observer| observer.observe(journal_limit, &[]))
+            .build();
+        let seconds = |name: &'static str, description: &'static str| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(description)
+                .with_boundaries(SECONDS.to_vec())
+                .build()
+        };
+        let counter = |name: &'static str, description: &'static str| {
+            meter.u64_counter(name).with_description(description).build()
+        };
+        let instruments = Self {
+            deliveries: counter("coordinator.deliveries", "Requests to the webhook by outcome"),
+            request_duration: seconds(
+                "http.server.request.duration",
+                "From the head of a request to its answer",
+            ),
+            signatures: counter(
+                "coordinator.signatures",
+                "Good signatures by the secret that they were made with",
+            ),
+            sent: counter(
+                "messaging.client.sent.messages",
+                "Events that the broker confirmed, first or again",
+            ),
+            publish_duration: seconds(
+                "coordinator.publish.duration",
+                "From receipt to the broker's confirmation",
+            ),
+            publish_failures: counter(
+                "coordinator.publish.failures",
+                "Attempts to publish that failed and were repeated",
+            ),
+        };
+        // A series that begins at its first increment hides that one from `increase()`.
+        for outcome in WATCHED_OUTCOMES {
+            instruments.deliveries.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
+        for secret in [SecretUsed::Current, SecretUsed::Previous] {
+            instruments.signatures.add(0, &[KeyValue::new("secret", secret.as_str())]);
+        }
+        instruments.publish_failures.add(0, &[]);
+        instruments
+    }
+
+    pub(crate) fn answered(
+        &self,
+        route: &'static str,
+        outcome: &'static str,
+        status: u16,
+        seconds: f64,
+    ) {
+        self.deliveries.add(1, &[KeyValue::new("outcome", outcome)]);
+        self.request_duration.record(
+            seconds,
+            &[
+                KeyValue::new("http.request.method", "POST"),
+                KeyValue::new("http.route", route),
+                KeyValue::new("http.response.status_code", i64::from(status)),
+            ],
+        );
+    }
+
+    pub(crate) fn signature_matched(&self, secret: &'static str) {
+        self.signatures.add(1, &[KeyValue::new("secret", secret)]);
+    }
+
+    /// `known`: the broker had it already.
+    pub(crate) fn published(&self, known: bool, seconds: Option<f64>) {
+        let attributes =
+            [KeyValue::new("messaging.system", "nats"), KeyValue::new("duplicate", known)];
+        self.sent.add(1, &attributes);
+        if let Some(seconds) = seconds {
+            self.publish_duration.record(seconds, &[]);
+        }
+    }
+
+    pub(crate) fn publish_failed(&self) {
+        self.publish_failures.add(1, &[]);
+    }
+}
+
+fn observe_journal(meter: &Meter, status: &Arc<Status>) {
+    let gauge = |name: &'static str,
+                 unit: &'static str,
+                 description: &'static str,
+                 read: fn(&Status) -> f64| {
+        let status = Arc::clone(status);
+        meter
+            .f64_observable_gauge(name)
+            .with_unit(unit)
+            .with_description(description)
+            .with_callback(move |observer| observer.observe(read(&status), &[]))
+            .build();
+    };
+    gauge(
+        "coordinator.journal.depth",
+        "{delivery}",
+        "Deliveries that the broker has not confirmed",
+        |s| s.depth() as f64,
+    );
+    gauge("coordinator.journal.oldest_unpublished_age", "s", "Age of the oldest of them", |s| {
+        s.oldest_unpublished_age().as_secs_f64()
+    });
+    gauge("coordinator.journal.used", "By", "Bytes in use within the journal", |s| {
+        s.used_bytes() as f64
+    });
+    gauge("coordinator.journal.writable", "", "1 while deliveries can be kept", |s| {
+        f64::from(u8::from(s.can_keep()))
+    });
+    gauge("coordinator.journal.set_aside", "{delivery}", "Deliveries that no broker takes", |s| {
+        s.set_aside() as f64
+    });
+}

@@ -1,0 +1,104 @@
+//! The file: its lock, its tables, its version.
+
+use std::{
+    fs::{File, TryLockError},
+    path::Path,
+};
+
+use rusqlite::Connection;
+
+use super::JournalError;
+
+/// Size of a page, in bytes: some seven compressed bodies.
+const PAGE_BYTES: u32 = 16 * 1024;
+/// How many pages the WAL may hold before they are moved into the file: 4 MiB,
+/// which takes some milliseconds.
+const WAL_PAGES: u32 = 256;
+/// Page cache, in KiB.
+const CACHE_KIB: i64 = 2048;
+
+/// What each version adds to the one before. The version is SQLite's `user_version`.
+const STEPS: [&str; 2] = [TABLES, ID_FILTERS];
+
+/// Deliveries and bodies are apart so that ids can be read without reading
+/// bodies. The ids have no index here: they are random, so that every commit
+/// would write a page for each of them.
+const TABLES: &str = "
+CREATE TABLE deliveries (
+    seq           INTEGER PRIMARY KEY,  -- order of commit
+    delivery_id   BLOB    NOT NULL,
+    received_at   INTEGER NOT NULL,     -- microseconds since 1970
+    event_type    TEXT,
+    hook          TEXT,
+    traceparent   TEXT    NOT NULL,
+    repository_id INTEGER NOT NULL,
+    issue_number  INTEGER NOT NULL,
+    body_sha256   BLOB    NOT NULL
+) STRICT;
+CREATE TABLE bodies (
+    seq           INTEGER PRIMARY KEY,
+    lz4           BLOB    NOT NULL      -- the signed JSON text: its length (32 bit, little endian), then an LZ4 block
+) STRICT;
+CREATE TABLE published (                -- the broker has confirmed everything up to through_seq
+    through_seq   INTEGER PRIMARY KEY,
+    at            INTEGER NOT NULL
+) STRICT;
+CREATE TABLE set_aside (                -- what no broker takes
+    seq           INTEGER PRIMARY KEY,
+    reason        TEXT    NOT NULL,
+    at            INTEGER NOT NULL
+) STRICT;
+";
+
+/// Which ids are surely not among the deliveries of some sequences; see `known_ids.rs`.
+const ID_FILTERS: &str = "
+CREATE TABLE id_filters (
+    first_seq     INTEGER NOT NULL,
+    last_seq      INTEGER PRIMARY KEY,
+    filter        BLOB    NOT NULL
+) STRICT;
+";
+
+/// Locks `dir` and opens the file in it, with its tables at the newest version.
+pub(super) fn open(dir: &Path, file: &str) -> Result<(File, Connection), JournalError> {
+    std::fs::create_dir_all(dir).map_err(JournalError::Directory)?;
+    let lock = File::create(dir.join("journal.lock")).map_err(JournalError::Lock)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(JournalError::InUse),
+        Err(TryLockError::Error(error)) => return Err(JournalError::Lock(error)),
+    }
+    let mut connection =
+        Connection::open(dir.join(file)).map_err(|e| JournalError::Sqlite("open the file", e))?;
+    let set = |name: &str, value: &dyn rusqlite::ToSql| {
+        connection
+            .pragma_update(None, name, value)
+            .map_err(|e| JournalError::Sqlite("set a pragma", e))
+    };
+    set("page_size", &PAGE_BYTES)?;
+    set("journal_mode", &"WAL")?;
+    set("synchronous", &"FULL")?;
+    set("wal_autocheckpoint", &WAL_PAGES)?;
+    set("cache_size", &-CACHE_KIB)?;
+    set("journal_size_limit", &(64 * 1024 * 1024))?;
+    migrate(&mut connection)?;
+    Ok((lock, connection))
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), JournalError> {
+    let sqlite = |e| JournalError::Sqlite("create the tables", e);
+    let found: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sqlite)?;
+    let known = STEPS.len() as i64;
+    if found == known {
+        return Ok(());
+    }
+    let missing = usize::try_from(found).ok().and_then(|found| STEPS.get(found..));
+    let missing = missing.ok_or(JournalError::NewerSchema { found, known })?;
+    let transaction = connection.transaction().map_err(sqlite)?;
+    for step in missing {
+        transaction.execute_batch(step).map_err(sqlite)?;
+    }
+    transaction.pragma_update(None, "user_version", known).map_err(sqlite)?;
+    transaction.commit().map_err(sqlite)
+}

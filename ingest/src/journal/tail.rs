@@ -1,0 +1,104 @@
+//! The newest entries, in memory: what was committed a moment ago need not be
+//! read back and parsed again to be published.
+
+use std::{collections::VecDeque, sync::Mutex};
+
+use super::Entry;
+
+/// Most entries in memory.
+const MAX_ENTRIES: usize = 1024;
+/// Bytes of text above which the oldest are forgotten.
+const MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// Consecutive entries up to the last one that was committed.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    newest: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// Adds what was committed, in order. The oldest are forgotten: they are on the disk.
+    pub(super) fn push(&self, committed: impl IntoIterator<Item = Entry>) {
+        let Ok(mut tail) = self.0.lock() else { return };
+        for entry in committed {
+            tail.bytes += entry.text_bytes;
+            tail.newest.push_back(entry);
+        }
+        while tail.newest.len() > MAX_ENTRIES || tail.bytes > MAX_BYTES {
+            tail.pop();
+        }
+    }
+
+    /// Takes the entries right after `seq`. None if they are not here.
+    pub(super) fn take_after(&self, seq: i64, max_entries: usize) -> Option<Vec<Entry>> {
+        let mut tail = self.0.lock().ok()?;
+        while tail.newest.front().is_some_and(|entry| entry.seq <= seq) {
+            tail.pop();
+        }
+        if tail.newest.front()?.seq != seq + 1 {
+            return None;
+        }
+        Some((0..max_entries).map_while(|_| tail.pop()).collect())
+    }
+}
+
+impl Entries {
+    fn pop(&mut self) -> Option<Entry> {
+        let entry = self.newest.pop_front()?;
+        self.bytes -= entry.text_bytes;
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Content;
+    use shared::{event, timestamp::Timestamp};
+    use uuid::Uuid;
+
+    fn entry(seq: i64, text_bytes: usize) -> Entry {
+        Entry {
+            seq,
+            delivery_id: Uuid::nil(),
+            received_at: Timestamp::now(),
+            hook: None,
+            traceparent: None,
+            repository_id: 1,
+            issue_number: 1,
+            body_sha256: [0; 32],
+            content: Content::Event(Box::new(event::example())),
+            text_bytes,
+        }
+    }
+
+    fn taken(tail: &Tail, after: i64, max: usize) -> Option<Vec<i64>> {
+        Some(tail.take_after(after, max)?.iter().map(|entry| entry.seq).collect())
+    }
+
+    #[test]
+    fn only_what_follows_without_a_gap_is_taken() {
+        let tail = Tail::default();
+        assert_eq!(taken(&tail, 0, 9), None);
+        tail.push((5..=8).map(|seq| entry(seq, 10)));
+        assert_eq!(taken(&tail, 2, 9), None, "3 and 4 are on the disk only");
+        assert_eq!(taken(&tail, 5, 2), Some(vec![6, 7]));
+        assert_eq!(taken(&tail, 5, 2), None, "6 was taken");
+        assert_eq!(taken(&tail, 7, 9), Some(vec![8]));
+        assert_eq!(taken(&tail, 8, 9), None);
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten_beyond_the_limits() {
+        let tail = Tail::default();
+        tail.push((1..=MAX_ENTRIES as i64 + 1).map(|seq| entry(seq, 1)));
+        assert_eq!(taken(&tail, 0, 1), None);
+        assert_eq!(taken(&tail, 1, 1), Some(vec![2]));
+        tail.push([entry(MAX_ENTRIES as i64 + 2, MAX_BYTES + 1)]);
+        assert_eq!(taken(&tail, MAX_ENTRIES as i64 + 1, 9), None, "one that large is not kept");
+    }
+}

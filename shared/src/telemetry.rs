@@ -1,0 +1,221 @@
+//! Logs and traces of a process.
+//!
+//! Logs go to standard output. Traces go out by OTLP where an endpoint is set,
+//! and cost nothing otherwise.
+
+use std::{io::IsTerminal, time::Duration};
+
+use opentelemetry::{global, trace::TracerProvider};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SdkTracerProvider},
+};
+use thiserror::Error;
+use tracing::{Level, Metadata, level_filters::LevelFilter, warn};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    Layer, filter::FilterFn, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
+};
+
+use crate::trace::{DeliveryIdGenerator, RatioSampler};
+
+/// How long the last spans may take to leave at shutdown.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is logged and where traces go.
+#[derive(Clone, Debug)]
+pub struct TelemetryConfig {
+    /// Least level of a log line.
+    pub level: Level,
+    /// Text or JSON; None asks the terminal.
+    pub format: Option<LogFormat>,
+    /// Base URL of an OTLP/HTTP receiver.
+    pub otlp_endpoint: Option<String>,
+    /// Share of deliveries that are traced, from 0 to 1.
+    pub sample_ratio: f64,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, fields of the delivery at its top level.
+    Json,
+}
+
+/// Why telemetry could not be set up.
+#[derive(Debug, Error)]
+pub enum TelemetryError {
+    /// The exporter of traces.
+    #[error("set up the OTLP exporter")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// A subscriber is installed already.
+    #[error("install the log subscriber")]
+    Install(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// The running telemetry of a process. Shut it down last.
+#[derive(Debug)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    format: LogFormat,
+    _log_writer: WorkerGuard,
+}
+
+impl Telemetry {
+    /// Installs logs and traces for the whole process. `service` names it in traces.
+    pub fn init(config: &TelemetryConfig, service: &str) -> Result<Self, TelemetryError> {
+        // A pipe that nobody reads must not stop deliveries: beyond 128,000 waiting lines they are dropped.
+        let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
+        let format = config.format.unwrap_or_else(|| {
+            if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json }
+        });
+        let traces = match &config.otlp_endpoint {
+            Some(endpoint) => Some(tracer_provider(endpoint, service, config.sample_ratio)?),
+            None => None,
+        };
+        let trace_layer = traces.as_ref().map(|provider| {
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("coordinator"))
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+                .with_target(false)
+                .with_filter(spans_and(Level::WARN))
+        });
+        tracing_subscriber::registry()
+            .with(log_layer(format, writer).with_filter(spans_and(config.level)))
+            .with(trace_layer)
+            .try_init()?;
+        Ok(Self { traces, format, _log_writer: guard })
+    }
+
+    /// Text or JSON, as it was decided.
+    pub fn format(&self) -> LogFormat {
+        self.format
+    }
+
+    /// Sends what is still waiting, for some seconds at most.
+    pub async fn shutdown(self) {
+        let Some(traces) = self.traces.clone() else { return };
+        let flushed =
+            tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        match flushed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the last traces could not be sent"),
+            Err(error) => warn!(%error, "the last traces could not be sent"),
+        }
+    }
+}
+
+/// Spans of this project whatever the level (they carry the fields of the
+/// log lines within them), and events of at least `level`.
+fn spans_and(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    FilterFn::new(move |metadata| {
+        if metadata.is_span() {
+            ["ingest", "worker", "shared", "coordinator"]
+                .iter()
+                .any(|name| metadata.target().split("::").next() == Some(name))
+        } else {
+            // Libraries speak up only when something is wrong.
+            *metadata.level() <= level
+                && (*metadata.level() <= Level::WARN || is_ours(metadata.target()))
+        }
+    })
+    .with_max_level_hint(LevelFilter::from_level(level.max(Level::INFO)))
+}
+
+fn is_ours(target: &str) -> bool {
+    matches!(target.split("::").next(), Some("ingest" | "worker" | "shared" | "coordinator"))
+}
+
+fn log_layer<S>(format: LogFormat, writer: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    match format {
+        LogFormat::Text => Box::new(
+            tracing_subscriber::fmt::layer()
+                .compact()
+                .with_ansi(std::io::stdout().is_terminal())
+                .with_target(false)
+                .with_writer(writer),
+        ),
+        LogFormat::Json => Box::new(
+            json_subscriber::fmt::layer()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .flatten_span_list_on_top_level(true)
+                .with_writer(writer),
+        ),
+    }
+}
+
+fn tracer_provider(
+    endpoint: &str,
+    service: &str,
+    ratio: f64,
+) -> Result<SdkTracerProvider, TelemetryError> {
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(format!("{endpoint}/v1/traces"))
+        .build()?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_id_generator(DeliveryIdGenerator::default())
+        .with_sampler(Sampler::ParentBased(Box::new(RatioSampler::new(ratio))))
+        .with_resource(resource(service))
+        .build())
+}
+
+/// Who exports. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` are the SDK's to read, and win.
+pub(crate) fn resource(service: &str) -> Resource {
+    let from_environment = Resource::builder().build();
+    let unnamed = from_environment
+        .get(&opentelemetry::Key::from_static_str("service.name"))
+        .is_none_or(|name| name.as_str().starts_with("unknown_service"));
+    if unnamed {
+        Resource::builder().with_service_name(format!("coordinator-{service}")).build()
+    } else {
+        from_environment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing_subscriber::Registry;
+
+    #[test]
+    fn a_line_carries_the_fields_of_the_spans_around_it_at_its_top_level() {
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        let (writer, guard) = NonBlockingBuilder::default().finish(writer);
+        let subscriber = Registry::default()
+            .with(log_layer(LogFormat::Json, writer).with_filter(FilterFn::new(|_| true)));
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!(
+                "delivery",
+                gitea.delivery.id = "d-1",
+                gitea.action = tracing::field::Empty
+            );
+            span.record("gitea.action", "closed");
+            span.in_scope(|| tracing::info!(outcome = "accepted", "delivery accepted"));
+        });
+        drop(guard);
+        let line: serde_json::Value = serde_json::from_reader(reader).expect("one line of JSON");
+        for (name, value) in [
+            ("gitea.delivery.id", "d-1"),
+            ("gitea.action", "closed"),
+            ("outcome", "accepted"),
+            ("message", "delivery accepted"),
+            ("level", "INFO"),
+        ] {
+            assert_eq!(line[name], value, "{line}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Senders that mean no good, at a pace that they can hold for long. They are a
+//! process of their own: what they do to ingest is measured, and not what they
+//! do to the load generator.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tests::gitea::{SECRET, sign};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time::interval,
+};
+
+const IDLE: usize = 10_000;
+const SLOW: usize = 100;
+const ENDLESS: usize = 6;
+const MIB: usize = 1024 * 1024;
+
+/// All of them, at work until dropped.
+pub struct Abuse(Child);
+
+impl Abuse {
+    /// Starts them; returns once those that are idle are connected.
+    pub fn start(address: SocketAddr) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("own path"))
+            .args(["abusers", &address.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the abusers");
+        let stdout = child.stdout.take().expect("stdout");
+        BufReader::new(stdout).read_line(&mut String::new()).expect("a line");
+        Self(child)
+    }
+}
+
+impl Drop for Abuse {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the process does: tells when the idle ones are connected, and goes on until it is killed.
+pub async fn abuse(address: SocketAddr) {
+    let mut idle = Vec::new();
+    while idle.len() < IDLE {
+        idle.push(connect(address).await);
+    }
+    let mut tasks = JoinSet::new();
+    let head = |line: &str| head("0".repeat(64).as_str(), line);
+    for _ in 0..SLOW {
+        tasks.spawn(trickle(address, "POST /webhook/gitea HTTP/1.1\r\nX-Slow: ".into()));
+        tasks.spawn(trickle(address, head("Content-Length: 10000")));
+    }
+    let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+    let endless = head("Transfer-Encoding: chunked").into_bytes();
+    for _ in 0..ENDLESS {
+        tasks.spawn(endlessly(address, endless.clone(), chunk.clone()));
+    }
+    let deep = signed([vec![b'['; MIB / 4], vec![b']'; MIB / 4]].concat());
+    let largest = signed(vec![b' '; 16 * MIB]);
+    let one_more = head("Content-Length: 16777217").into_bytes();
+    let long = head(&format!("X-Long: {}", "x".repeat(64 * 1024))).into_bytes();
+    let no_http = b"\x16\x03\x01\x02\r\n\r\n".to_vec();
+    for (millis, request) in
+        [(50, deep), (2000, largest), (50, one_more), (20, long), (20, no_http)]
+    {
+        tasks.spawn(again_and_again(address, Duration::from_millis(millis), request));
+    }
+    println!("at work");
+    tasks.join_all().await;
+}
+
+fn head(signature: &str, line: &str) -> String {
+    format!(
+        "POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\nContent-Type: application/json\r\n\
+         X-Gitea-Event: issues\r\nX-Gitea-Signature: {signature}\r\n{line}\r\n\r\n"
+    )
+}
+
+fn signed(body: Vec<u8>) -> Vec<u8> {
+    let head = head(&sign(SECRET, &body), &format!("Content-Length: {}", body.len()));
+    [head.into_bytes(), body].concat()
+}
+
+/// From an address of its own, so that ports are left for the others.
+async fn connect(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("a port");
+    socket.connect(address).await.expect("connect")
+}
+
+async fn trickle(address: SocketAddr, begun: String) {
+    let mut pace = interval(Duration::from_millis(200));
+    loop {
+        let mut stream = connect(address).await;
+        let mut sent = stream.write_all(begun.as_bytes()).await;
+        while sent.is_ok() {
+            pace.tick().await;
+            sent = stream.write_all(b"x").await;
+        }
+    }
+}
+
+/// 3 MB a second each.
+async fn endlessly(address: SocketAddr, head: Vec<u8>, chunk: Vec<u8>) {
+    let mut pace = interval(Duration::from_millis(20));
+    loop {
+        let mut stream = connect(address).await;
+        let mut sent = stream.write_all(&head).await;
+        while sent.is_ok() {
+            pace.tick().await;
+            sent = stream.write_all(&chunk).await;
+        }
+    }
+}
+
+async fn again_and_again(address: SocketAddr, pause: Duration, request: Vec<u8>) {
+    let mut pace = interval(pause);
+    loop {
+        pace.tick().await;
+        let mut stream = connect(address).await;
+        // It may be closed before all is written. One answer is enough.
+        let _ = stream.write_all(&request).await;
+        let _ = stream.read(&mut [0; 1024]).await;
+    }
+}

@@ -1,0 +1,110 @@
+//! What a delivery costs the processors, in each process of the pipeline.
+
+use std::{path::Path, time::Duration};
+
+use async_nats::jetstream;
+use shared::streams;
+use tests::{
+    bus,
+    nats::Nats,
+    process::Process,
+    services::{ingest, worker},
+    usage::Usage,
+    wait,
+};
+
+use crate::{
+    load::{self, Template},
+    scenarios::{CONNECTIONS, ISSUES},
+};
+
+/// Deliveries of the load that keeps its pace, and of the one that does not.
+const PACED: u64 = 10_000;
+const UNPACED: u64 = 30_000;
+
+/// Processor time of ingest, of the worker, and of nats-server.
+#[derive(Clone, Copy, Default)]
+pub struct Costs([Duration; 3]);
+
+impl Costs {
+    /// In microseconds for one delivery, and all three together.
+    pub fn of_one(self, since: Self, deliveries: u64) -> [f64; 4] {
+        let one = |n: usize| (self.0[n] - since.0[n]).as_secs_f64() * 1e6 / deliveries as f64;
+        [one(0), one(1), one(2), one(0) + one(1) + one(2)]
+    }
+}
+
+/// The pipeline at work.
+pub struct Pipeline {
+    ingest: Process,
+    worker: Option<Process>,
+    nats: Nats,
+    js: jetstream::Context,
+    _data: tempfile::TempDir,
+}
+
+impl Pipeline {
+    pub async fn start(exe: &Path, with_worker: bool) -> Self {
+        let nats = Nats::start().await;
+        let data = tests::temp_dir();
+        let ingest = ingest(exe, &nats, data.path());
+        let js = jetstream::new(nats.client().await);
+        let worker = with_worker.then(|| worker(exe, &nats));
+        if with_worker {
+            wait::until("the worker's consumers", || bus::lag(&js)).await;
+        }
+        Self { ingest, worker, nats, js, _data: data }
+    }
+
+    /// Sends `count` deliveries, each the next of its issue, and waits until all are through.
+    pub async fn through(&self, count: u64, rate: f64) {
+        let template = Template::recorded();
+        let requests = (0..count).map(|n| template.request(n % ISSUES + 1, n / ISSUES)).collect();
+        let address = self.ingest.address_in("ingest listens").await;
+        load::open_loop(address, requests, CONNECTIONS, rate, |_, _| {}).await;
+        // Seldom, since the broker's answers would be counted as well.
+        while !self.is_through(count).await {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    async fn is_through(&self, count: u64) -> bool {
+        bus::count(&self.js, streams::EVENTS).await == count
+            && (self.worker.is_none() || bus::lag(&self.js).await == Some(0))
+    }
+
+    /// What each process is called, and its id.
+    pub fn processes(&self) -> [(&'static str, Option<u32>); 3] {
+        let worker = self.worker.as_ref().map(Process::pid);
+        [
+            ("ingest", Some(self.ingest.pid())),
+            ("worker", worker),
+            ("nats-server", Some(self.nats.pid())),
+        ]
+    }
+
+    /// What they have taken so far.
+    pub fn costs(&self) -> Costs {
+        Costs(
+            self.processes().map(|(_, pid)| pid.map(|pid| Usage::of(pid).cpu).unwrap_or_default()),
+        )
+    }
+}
+
+/// Prints a row for each load.
+pub async fn run(exe: &Path) {
+    println!("| processor time of a delivery | ingest | worker | nats-server | together |");
+    println!("|---|---|---|---|---|");
+    for (what, count, rate, with_worker) in [
+        ("1,000/s, no worker", PACED, 1000.0, false),
+        ("1,000/s", PACED, 1000.0, true),
+        ("as fast as 64 connections go, no worker", UNPACED, f64::INFINITY, false),
+        ("as fast as 64 connections go", UNPACED, f64::INFINITY, true),
+    ] {
+        let pipeline = Pipeline::start(exe, with_worker).await;
+        let before = pipeline.costs();
+        pipeline.through(count, rate).await;
+        let [ingest, worker, nats, all] = pipeline.costs().of_one(before, count);
+        println!("| {what} | {ingest:.0} µs | {worker:.0} µs | {nats:.0} µs | {all:.0} µs |");
+    }
+}

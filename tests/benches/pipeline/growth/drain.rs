@@ -1,0 +1,55 @@
+//! A backlog being worked off, timed by what comes of it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream;
+use futures::StreamExt;
+use shared::streams;
+use tests::nats::Nats;
+use tokio::task::JoinHandle;
+
+use crate::backlog;
+
+/// One whose workers are about to start.
+pub struct Drain {
+    js: jetstream::Context,
+    started: SystemTime,
+    first_change: JoinHandle<SystemTime>,
+}
+
+/// What was seen of it.
+pub struct Drained {
+    pub start_to_first_change: Duration,
+    /// Events a second, from the first change to the last state that was written.
+    pub rate: f64,
+}
+
+impl Drain {
+    pub async fn start(nats: &Nats) -> Self {
+        let client = nats.client().await;
+        let mut changes = client.subscribe("gitea.changes.>").await.expect("subscribe");
+        // More than the first would cost the server.
+        changes.unsubscribe_after(1).await.expect("unsubscribe");
+        client.flush().await.expect("flush");
+        let first_change = tokio::spawn(async move {
+            changes.next().await.expect("a change");
+            SystemTime::now()
+        });
+        Self { js: jetstream::new(client), started: SystemTime::now(), first_change }
+    }
+
+    /// Waits until nothing is left of `events` events.
+    pub async fn finish(self, events: u64) -> Drained {
+        backlog::drained(&self.js).await;
+        let first_change = self.first_change.await.expect("no panic");
+        let bucket = format!("KV_{}", streams::ISSUE_STATE);
+        let bucket = self.js.get_stream(bucket).await.expect("the bucket");
+        let last_state = bucket.cached_info().state.last_timestamp.unix_timestamp_nanos();
+        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("after 1970");
+        let took = last_state as f64 / 1e9 - since(first_change).as_secs_f64();
+        Drained {
+            start_to_first_change: first_change.duration_since(self.started).unwrap_or_default(),
+            rate: events as f64 / took.max(1e-3),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What more workers give and take, and how long others wait when one is replaced.
+
+use std::{path::Path, time::Duration};
+
+use async_nats::jetstream;
+use tests::{nats::Nats, process::Process, services::worker_with, usage::Usage};
+
+use super::{
+    drain::Drain,
+    table::{Table, count, seconds},
+};
+use crate::{
+    backlog::{self, Change, Events},
+    figures::megabytes,
+};
+
+const EVENTS: u64 = 100_000;
+const ISSUES: u64 = 2_000;
+/// Lower than the default, which is 30: what a killed worker had in hand waits for it.
+const ACK_WAIT: [&str; 2] = ["--ack-wait-secs", "5"];
+
+/// Workers against the rate at which they work off one backlog together.
+pub async fn curve(exe: &Path) {
+    let events = Events::recorded(exe).await;
+    let table = Table::start(
+        "A backlog of 100,000 events of 2,000 issues; `ACK_WAIT_SECS=5`.",
+        &[
+            "workers",
+            "events/s",
+            "memory of the largest worker",
+            "nats-server",
+            "longest pause of a partition while one is stopped and replaced",
+            "while one is killed and replaced",
+        ],
+    );
+    for workers in [1, 2, 4, 8] {
+        let nats = Nats::start().await;
+        events.fill(&nats, EVENTS, ISSUES, Change::EveryThird).await;
+        let drain = Drain::start(&nats).await;
+        let mut running: Vec<_> =
+            (0..workers).map(|_| worker_with(exe, &nats, &ACK_WAIT)).collect();
+        let rate = drain.finish(EVENTS).await.rate;
+        let peaks = running.iter().map(|worker| Usage::of(worker.pid()).peak_memory);
+        let largest = peaks.max().unwrap_or(0);
+        let server = Usage::of(nats.pid()).memory;
+        let stopped = pause(exe, &nats, &events, &mut running, "TERM").await;
+        let killed = pause(exe, &nats, &events, &mut running, "KILL").await;
+        table.row(&[
+            workers.to_string(),
+            count(rate as u64),
+            megabytes(largest),
+            megabytes(server),
+            seconds(stopped),
+            seconds(killed),
+        ]);
+    }
+}
+
+/// The longest pause of a partition while one worker is ended and another started. Events come
+/// meanwhile, sooner than they are handled.
+async fn pause(
+    exe: &Path,
+    nats: &Nats,
+    events: &Events,
+    running: &mut Vec<Process>,
+    signal: &str,
+) -> Duration {
+    let js = jetstream::new(nats.client().await);
+    let replace = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut ended = running.remove(0);
+        ended.signal(signal);
+        ended.exited().await;
+        running.push(worker_with(exe, nats, &ACK_WAIT));
+    };
+    let watch = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        backlog::drained(&js).await
+    };
+    let fill = events.fill(nats, EVENTS, ISSUES, Change::EveryThird);
+    tokio::join!(watch, replace, fill).0
+}

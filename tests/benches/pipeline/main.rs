@@ -1,0 +1,49 @@
+//! `cargo bench`: how fast, beside what the least possible would be, in one run.
+//!
+//! Real processes on real files: ingest, worker and nats-server each their own,
+//! and the load from this one, all on the cores of one machine.
+
+#[cfg(target_os = "linux")]
+mod abuse;
+mod backlog;
+#[cfg(target_os = "linux")]
+mod beside;
+#[cfg(target_os = "linux")]
+mod contenders;
+#[cfg(target_os = "linux")]
+mod cpu;
+#[cfg(target_os = "linux")]
+mod fastapi;
+mod figures;
+#[cfg(target_os = "linux")]
+mod growth;
+mod load;
+#[cfg(target_os = "linux")]
+mod profile;
+mod reference;
+mod scenarios;
+mod told;
+
+use std::path::PathBuf;
+
+fn main() {
+    // Cargo passes --bench; a name picks scenarios.
+    let pick: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    if reference::run_as_handler(&pick) {
+        return;
+    }
+    #[cfg(target_os = "linux")]
+    if let [role, address] = &pick[..]
+        && role == "abusers"
+    {
+        let address = address.parse().expect("an address");
+        return tokio::runtime::Runtime::new().expect("a runtime").block_on(abuse::abuse(address));
+    }
+    let exe = PathBuf::from(env!("CARGO_BIN_EXE_process-under-test"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        scenarios::run(&exe, &pick).await;
+        #[cfg(target_os = "linux")]
+        growth::run(&exe, &pick).await;
+    });
+}

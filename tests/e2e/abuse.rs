@@ -1,0 +1,567 @@
+//! Senders that mean no good, at an ingest process of its own, while good ones go on.
+
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream;
+use futures::future::join_all;
+use serde_json::{Value, json};
+use shared::streams;
+use tests::{
+    bus,
+    gitea::{Delivery, Issue},
+    nats::Nats,
+    process::Process,
+    services::ingest_with,
+    system::{total, try_send},
+    temp_dir,
+    usage::{Usage, allow_descriptors_up_to},
+    wait,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    task::JoinSet,
+    time::interval,
+};
+
+const IDLE: usize = 10_000;
+/// How many addresses of this machine they come from.
+const ADDRESSES: usize = 20;
+/// Descriptors that are left to all else in the tests' process.
+const SPARE_DESCRIPTORS: usize = 4_000;
+/// Default of the limits on a head and on a body.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MIB: usize = 1024 * 1024;
+const LARGEST: usize = 16 * MIB;
+const MAX_MEMORY: u64 = 100_000_000;
+/// What the allocator may keep of ten thousand connections that are gone.
+const MEMORY_KEPT: u64 = 32_000_000;
+/// Those that may block stay for ten seconds, for the next one.
+const RESTING_THREADS: usize = 2;
+/// By how much memory may differ from time to time.
+const MEMORY_SPREAD: u64 = 8_000_000;
+/// Pace of the slow ones, and of each good sender.
+const SLOW: Duration = Duration::from_millis(200);
+const PACE: Duration = Duration::from_millis(20);
+const GOOD_SENDERS: usize = 4;
+
+/// What a sender does after it has connected.
+enum Sends {
+    /// This, and then it waits.
+    All(Vec<u8>),
+    /// This, and then no more will come.
+    AndBreaksOff(Vec<u8>),
+    /// This, and then a byte now and then.
+    AndTrickles(Vec<u8>),
+    /// This, and then the second one over and over, as fast as it is taken.
+    Endlessly(Vec<u8>, Vec<u8>),
+}
+
+/// What must come of it.
+#[derive(Debug)]
+enum Fate {
+    /// At once one of these: status and code.
+    Answered(&'static [(u16, &'static str)]),
+    /// A 422 that names this field.
+    Invalid(&'static str),
+    /// 408, after its time was over.
+    TimedOut,
+    /// Hyper's own refusal of a head: a status without a body.
+    NoRequest(u16),
+    /// No word.
+    HungUp,
+    /// No word, after its time was over.
+    Closed,
+    /// As many answers, all 200.
+    Served(usize),
+}
+
+struct Abuser {
+    what: &'static str,
+    sends: Sends,
+    fate: Fate,
+}
+
+fn abuser(what: &'static str, sends: Sends, fate: Fate) -> Abuser {
+    Abuser { what, sends, fate }
+}
+
+/// A request's head with everything that Gitea sends, and one more line.
+fn head(delivery: &Delivery, line: &str) -> Vec<u8> {
+    let headers: String =
+        delivery.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\n{headers}{line}\r\n\r\n").into()
+}
+
+fn whole(delivery: &Delivery) -> Vec<u8> {
+    let length = format!("Content-Length: {}", delivery.body.len());
+    [head(delivery, &length), delivery.body.clone()].concat()
+}
+
+fn signed(body: impl Into<Vec<u8>>) -> Delivery {
+    Delivery::signed_text(body.into(), "issues")
+}
+
+fn unsigned(mut delivery: Delivery) -> Delivery {
+    delivery = delivery.without_header("X-Hub-Signature-256");
+    delivery.with_header("X-Gitea-Signature", &"0".repeat(64))
+}
+
+fn opened(number: u64) -> Delivery {
+    Issue::new(1, number).delivery("opened")
+}
+
+/// A good delivery with a body of exactly this length.
+fn of_length(number: u64, bytes: usize) -> Delivery {
+    let mut body = Issue::new(1, number).payload("opened").to_string().into_bytes();
+    body.resize(bytes, b' ');
+    signed(body)
+}
+
+/// A signed payload in which one text stands for another.
+fn with(text: &str, other: &str) -> Sends {
+    let payload = Issue::new(1, 1).payload("opened").to_string();
+    assert!(payload.contains(text), "{text}");
+    Sends::All(whole(&signed(payload.replace(text, other))))
+}
+
+/// A gzip of zeros that unpacks to 158 times its size: one literal, then over and
+/// over `the last byte 258 times` in 13 bits of DEFLATE's fixed code.
+fn bomb(bytes: usize) -> Vec<u8> {
+    let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let block = [true, true, false];
+    let zero = [false, false, true, true, false, false, false, false];
+    let again = [1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0].map(|bit| bit == 1);
+    let bits = block.into_iter().chain(zero).chain(again.into_iter().cycle());
+    let mut bomb = gzip.to_vec();
+    let mut byte = 0;
+    for (n, bit) in bits.take((bytes - gzip.len()) * 8).enumerate() {
+        byte |= u8::from(bit) << (n % 8);
+        if n % 8 == 7 {
+            bomb.push(std::mem::take(&mut byte));
+        }
+    }
+    bomb
+}
+
+/// Those whose fate does not depend on what others do, all at once.
+fn abusers() -> Vec<Abuser> {
+    use Fate::{Answered, Closed, HungUp, Invalid, NoRequest, Served, TimedOut};
+    use Sends::{All, AndBreaksOff, AndTrickles};
+    const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: ingest\r\n";
+    const MISMATCH: Fate = Answered(&[(401, "signature_mismatch")]);
+    const BROKEN: Fate = Answered(&[(400, "body_broken")]);
+    let good = opened(1);
+    let line = |line: &str| head(&good, line);
+    let chunked = |chunks: &[u8]| [line("Transfer-Encoding: chunked"), chunks.to_vec()].concat();
+    let many: String = (0..1000).map(|n| format!("X-{n}: 1\r\n")).collect();
+    let half_head = b"POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\nX-Slow: ".to_vec();
+    vec![
+        abuser("a slow head", AndTrickles(half_head), Closed),
+        abuser("a slow body", AndTrickles(line("Content-Length: 10000")), TimedOut),
+        abuser("slow chunks", AndTrickles(chunked(b"ffff\r\n")), TimedOut),
+        abuser("a body that does not come", All(line("Content-Length: 10000")), TimedOut),
+        abuser("100 at once", All(format!("{LIVE}\r\n").repeat(100).into()), Served(100)),
+        abuser(
+            "a long header",
+            All(line(&format!("X-Long: {}", "x".repeat(64 * 1024)))),
+            NoRequest(431),
+        ),
+        abuser("many headers", All(line(many.trim_end())), NoRequest(431)),
+        abuser(
+            "a long address",
+            All(format!("GET /{}", "x".repeat(70_000)).into()),
+            NoRequest(431),
+        ),
+        abuser("no HTTP", All(b"\x16\x03\x01\x02\r\n\r\n".to_vec()), NoRequest(400)),
+        abuser("HTTP/2", All(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()), HungUp),
+        abuser("a length below zero", All(line("Content-Length: -1")), NoRequest(400)),
+        abuser("a length that is none", All(line("Content-Length: 1e3")), NoRequest(400)),
+        abuser(
+            "a length beyond all",
+            All(line("Content-Length: 18446744073709551616")),
+            NoRequest(400),
+        ),
+        abuser("two lengths", All(line("Content-Length: 5\r\nContent-Length: 6")), NoRequest(400)),
+        abuser(
+            "much claimed",
+            All(line("Content-Length: 9999999999")),
+            Answered(&[(413, "body_too_large")]),
+        ),
+        abuser(
+            "too short a length",
+            All([line("Content-Length: 5"), good.body.clone()].concat()),
+            MISMATCH,
+        ),
+        abuser(
+            "too long a length",
+            AndBreaksOff([line("Content-Length: 9999"), good.body.clone()].concat()),
+            BROKEN,
+        ),
+        abuser("chunks that break off", AndBreaksOff(chunked(b"5\r\nhello\r\n")), BROKEN),
+        abuser("a chunk that is none", All(chunked(b"zz\r\n")), BROKEN),
+        abuser("a chunk beyond all", All(chunked(b"fffffffffffffffff\r\n")), BROKEN),
+        abuser(
+            "a chunk's endless extension",
+            All(chunked(format!("1;{}", "x".repeat(64 * 1024)).as_bytes())),
+            BROKEN,
+        ),
+        abuser(
+            "no UTF-8",
+            All(whole(&signed(b"{\"action\":\"\xff\xfe\"}".to_vec()))),
+            Invalid("payload"),
+        ),
+        abuser("half a surrogate", with("\"opened\"", r#""\ud800""#), Invalid("payload")),
+        abuser(
+            "a number beyond all",
+            with("\"number\":1,", "\"number\":1e999,"),
+            Invalid("payload"),
+        ),
+        abuser(
+            "a number beyond u64",
+            with("\"number\":1,", "\"number\":18446744073709551616,"),
+            Invalid("issue.number"),
+        ),
+        abuser(
+            "a number below zero",
+            with("\"number\":1,", "\"number\":-1,"),
+            Invalid("issue.number"),
+        ),
+        abuser(
+            "an id beyond i64",
+            with("\"id\":1000001,", "\"id\":9223372036854775808,"),
+            Invalid("issue.id"),
+        ),
+    ]
+}
+
+/// Those that memory must be free for, one after the other.
+fn large_ones() -> Vec<Abuser> {
+    use Fate::{Answered, Invalid};
+    use Sends::{All, Endlessly};
+    const MISMATCH: Fate = Answered(&[(401, "signature_mismatch")]);
+    const TOO_LARGE: Fate = Answered(&[(413, "body_too_large")]);
+    let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+    let endless = head(&unsigned(opened(1)), "Transfer-Encoding: chunked");
+    let bomb = signed(bomb(MIB / 2)).with_header("Content-Encoding", "gzip");
+    let form = |delivery: Delivery| {
+        delivery.with_header("Content-Type", "application/x-www-form-urlencoded")
+    };
+    let nested =
+        |open: &str, close: &str| signed([open.repeat(MIB / 4), close.repeat(MIB / 4)].concat());
+    vec![
+        abuser("endless chunks", Endlessly(endless, chunk), TOO_LARGE),
+        abuser("the largest", All(whole(&of_length(2, LARGEST))), Answered(&[(200, "")])),
+        abuser("one byte more", All(whole(&of_length(3, LARGEST + 1))), TOO_LARGE),
+        abuser(
+            "the largest, of blanks",
+            All(whole(&signed(vec![b' '; LARGEST]))),
+            Invalid("payload"),
+        ),
+        abuser(
+            "the largest that nobody signed",
+            All(whole(&unsigned(of_length(4, LARGEST)))),
+            MISMATCH,
+        ),
+        abuser("a bomb", All(whole(&bomb)), Invalid("payload")),
+        abuser("a bomb that nobody signed", All(whole(&unsigned(bomb))), MISMATCH),
+        abuser(
+            "a form of escapes",
+            All(whole(&form(unsigned(signed(format!("payload={}", "%FF".repeat(MIB))))))),
+            MISMATCH,
+        ),
+        abuser("deep arrays", All(whole(&nested("[", "]"))), Invalid("payload")),
+        abuser("deep objects", All(whole(&nested("{\"issue\":", "}"))), Invalid("payload")),
+    ]
+}
+
+/// Six at once, each without an end: whoever does not fit any more is told so.
+fn crowd() -> Vec<Abuser> {
+    let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+    let fates = &[(413, "body_too_large"), (503, "overloaded")];
+    (0..6)
+        .map(|n| {
+            let line =
+                if n % 2 == 0 { "Transfer-Encoding: chunked" } else { "Content-Length: 16777216" };
+            let endless = Sends::Endlessly(head(&unsigned(opened(1)), line), chunk.clone());
+            // One that keeps its word is read to its end, and then judged.
+            let fates: &[_] = if n % 2 == 0 {
+                fates
+            } else {
+                &[(401, "signature_mismatch"), (503, "overloaded")]
+            };
+            abuser("one of a crowd", endless, Fate::Answered(fates))
+        })
+        .collect()
+}
+
+impl Abuser {
+    /// Does its worst. Returns what is wrong with what came of it.
+    async fn run(self, address: SocketAddr) -> Option<String> {
+        let Self { what, sends, fate } = self;
+        let count = if let Fate::Served(count) = fate { count } else { 1 };
+        let started = Instant::now();
+        let (from, to) = connect(address, 0).await.into_split();
+        let said = wait::within(what, async {
+            tokio::select! {
+                said = answers(from, count) => said,
+                () = send(to, sends) => unreachable!("it stays until it was answered"),
+            }
+        })
+        .await;
+        let patience = started.elapsed();
+        let told: Vec<_> = said.iter().map(|(status, body)| (*status, code(body))).collect();
+        let right = match fate {
+            Fate::Answered(fates) => told.len() == 1 && fates.contains(&told[0]),
+            Fate::Invalid(field) => {
+                told == [(422, "invalid_payload")] && said[0].1["field"] == field
+            }
+            Fate::NoRequest(status) => said == [(status, Value::Null)],
+            Fate::TimedOut => told == [(408, "body_timeout")] && patience >= PATIENCE,
+            Fate::HungUp => said.is_empty(),
+            Fate::Closed => said.is_empty() && patience >= PATIENCE,
+            Fate::Served(count) => told == vec![(200, ""); count],
+        };
+        (!right).then(|| format!("{what}: {fate:?} was expected; after {patience:?}: {said:?}"))
+    }
+}
+
+fn code(body: &Value) -> &str {
+    body["error"].as_str().unwrap_or_default()
+}
+
+/// From one of many addresses, so that ports are left for others.
+async fn connect(address: SocketAddr, n: usize) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let from = Ipv4Addr::new(127, 0, 1, n as u8 + 1);
+    socket.bind((from, 0).into()).expect("a port");
+    wait::within("a connection", socket.connect(address)).await.expect("a connection")
+}
+
+/// Never ends: to close its side would be to break off. What it can no longer write is no matter.
+async fn send(mut to: OwnedWriteHalf, sends: Sends) {
+    match sends {
+        Sends::All(bytes) => {
+            let _ = to.write_all(&bytes).await;
+        }
+        Sends::AndBreaksOff(bytes) => {
+            let _ = to.write_all(&bytes).await;
+            let _ = to.shutdown().await;
+        }
+        Sends::AndTrickles(begun) => {
+            let mut sent = to.write_all(&begun).await;
+            let mut pace = interval(SLOW);
+            while sent.is_ok() {
+                pace.tick().await;
+                sent = to.write_all(b"x").await;
+            }
+        }
+        Sends::Endlessly(begun, more) => {
+            let mut sent = to.write_all(&begun).await;
+            while sent.is_ok() {
+                sent = to.write_all(&more).await;
+            }
+        }
+    }
+    pending().await
+}
+
+/// Status and body of this many answers, or of those that came until the other side closed.
+async fn answers(mut from: OwnedReadHalf, count: usize) -> Vec<(u16, Value)> {
+    let (mut answers, mut bytes, mut piece) = (Vec::new(), Vec::new(), vec![0; 16 * 1024]);
+    while answers.len() < count {
+        // A reset is an end as well; what had come before it was read.
+        let read = from.read(&mut piece).await.unwrap_or(0);
+        if read == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&piece[..read]);
+        while let Some((answer, length)) = first_answer(&bytes) {
+            answers.push(answer);
+            bytes.drain(..length);
+        }
+    }
+    // What was sent beyond a request is one more request, and a bad one.
+    answers.truncate(count);
+    answers
+}
+
+fn first_answer(bytes: &[u8]) -> Option<((u16, Value), usize)> {
+    let head_end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&bytes[..head_end]).expect("UTF-8");
+    let status = head.strip_prefix("HTTP/1.1 ").expect("HTTP/1.1")[..3].parse().expect("a status");
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let end = head_end + length.map_or(0, |length| length.parse().expect("a length"));
+    let body = bytes.get(head_end..end)?;
+    Some(((status, serde_json::from_slice(body).unwrap_or_default()), end))
+}
+
+/// Good deliveries until told to stop, each answered 200. Returns their ids.
+async fn good_sender(address: SocketAddr, n: u64, stop: Arc<AtomicBool>) -> Vec<String> {
+    let http = reqwest::Client::new();
+    let mut pace = interval(PACE);
+    let mut sent = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
+        let delivery = opened(100 + sent.len() as u64 * GOOD_SENDERS as u64 + n);
+        let sending = try_send(&http, address, &delivery);
+        let answer = wait::within("a good delivery's answer", sending).await.expect("an answer");
+        assert_eq!(
+            (answer.status, &answer.body["status"]),
+            (200, &json!("accepted")),
+            "{answer:?}"
+        );
+        sent.push(delivery.id().to_owned());
+    }
+    sent
+}
+
+/// Good senders at work.
+struct Good {
+    senders: JoinSet<Vec<String>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Good {
+    fn start(address: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let senders =
+            (0..GOOD_SENDERS as u64).map(|n| good_sender(address, n, Arc::clone(&stop))).collect();
+        Self { senders, stop }
+    }
+
+    async fn finish(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.senders.join_all().await.concat()
+    }
+}
+
+/// Connections that never say a word, with the moment at which each began.
+async fn idle(address: SocketAddr, count: usize) -> Vec<(TcpStream, Instant)> {
+    let share = |n| async move {
+        let mut idle = Vec::new();
+        for _ in 0..count / ADDRESSES {
+            let began = Instant::now();
+            idle.push((connect(address, n).await, began));
+        }
+        idle
+    };
+    (0..ADDRESSES)
+        .map(share)
+        .collect::<JoinSet<_>>()
+        .join_all()
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// What the process takes once it has accepted this many.
+async fn all_accepted(ingest: &Process, count: usize) -> Usage {
+    wait::until("all connections to be accepted", || async {
+        let usage = Usage::of(ingest.pid());
+        (usage.descriptors > count).then_some(usage)
+    })
+    .await
+}
+
+/// Each is closed when its time is over, and not before.
+async fn closed(idle: Vec<(TcpStream, Instant)>) {
+    wait::within("idle connections to be closed", async {
+        for (mut stream, began) in idle {
+            let read = stream.read(&mut [0]).await;
+            assert!(matches!(read, Ok(0)), "{read:?}");
+            assert!(began.elapsed() >= PATIENCE, "{:?}", began.elapsed());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_200() {
+    // Made beforehand: to sign 16 MiB would hold up this runtime while others wait for it.
+    let all = tokio::task::spawn_blocking(|| (abusers(), crowd(), large_ones()));
+    let (abusers, crowd, large_ones) = all.await.expect("no panic");
+    let allowed = allow_descriptors_up_to((IDLE + SPARE_DESCRIPTORS) as u64) as usize;
+    let idle_count = IDLE.min(allowed.saturating_sub(SPARE_DESCRIPTORS));
+    assert!(idle_count >= ADDRESSES, "{allowed} open files are too few to test with: `ulimit -Hn`");
+
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let exe = Path::new(env!("CARGO_BIN_EXE_process-under-test"));
+    let ingest = ingest_with(exe, &nats, data.path(), &["--max-connections", "12000"]);
+    let address = ingest.address_in("ingest listens").await;
+    let js = jetstream::new(nats.client().await);
+
+    let mut accepted = Vec::new();
+    let quiet = Good::start(address);
+    wait::until("the first events", || async {
+        (bus::count(&js, streams::EVENTS).await >= 50).then_some(())
+    })
+    .await;
+    accepted.extend(quiet.finish().await);
+    wait::until_equal("all to be published", accepted.len() as u64, || {
+        bus::count(&js, streams::EVENTS)
+    })
+    .await;
+    let before = Usage::of(ingest.pid());
+
+    let good = Good::start(address);
+    let idle = idle(address, idle_count).await;
+    all_accepted(&ingest, idle.len()).await;
+    let run = |abuser: Abuser| abuser.run(address);
+    let ((), quick, large) =
+        tokio::join!(closed(idle), join_all(abusers.into_iter().map(run)), async {
+            let mut wrong = join_all(crowd.into_iter().map(run)).await;
+            for abuser in large_ones {
+                wrong.push(run(abuser).await);
+            }
+            wrong
+        });
+    let wrong: Vec<_> = quick.into_iter().chain(large).flatten().collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let good = good.finish().await;
+    assert!(good.len() > 100, "{} were sent meanwhile", good.len());
+    accepted.extend(good);
+
+    let peak = Usage::of(ingest.pid()).peak_memory;
+    assert!(peak < MAX_MEMORY, "{peak} bytes");
+    wait::until("all that was taken to be given back", || async {
+        let after = Usage::of(ingest.pid());
+        let back = after.descriptors <= before.descriptors
+            && after.threads <= before.threads + RESTING_THREADS
+            && after.memory < before.memory + MEMORY_KEPT;
+        back.then_some(())
+    })
+    .await;
+
+    // What was kept serves the next ones: as many again take no more than the first did.
+    let after = Usage::of(ingest.pid());
+    let idle = self::idle(address, idle_count).await;
+    let again = all_accepted(&ingest, idle.len()).await;
+    drop(idle);
+    assert!(again.memory < after.memory + MEMORY_SPREAD, "{after:?} {again:?}");
+
+    // The largest is one more that was accepted, and nothing else became an event.
+    let kept = total(address, "coordinator_deliveries_total", "outcome=\"accepted\"").await;
+    assert_eq!(kept as usize, accepted.len() + 1);
+    wait::until_equal("all to be published", accepted.len() as u64 + 1, || {
+        bus::count(&js, streams::EVENTS)
+    })
+    .await;
+    let events: BTreeSet<_> =
+        bus::events(&js).await.into_iter().map(|event| event.delivery.id).collect();
+    assert!(accepted.iter().all(|id| events.contains(id)));
+}

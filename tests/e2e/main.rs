@@ -1,0 +1,14 @@
+//! The product as its users meet it: real HTTP, a real nats-server, real processes.
+
+#[cfg(target_os = "linux")]
+mod abuse;
+#[cfg(target_os = "linux")]
+mod broker_roles;
+mod cluster;
+mod coordinator;
+mod http;
+mod outages;
+mod services;
+mod settling;
+mod stories;
+mod telemetry;

@@ -1,0 +1,323 @@
+//! Ingest and worker as processes that are killed, stopped and started wrongly.
+
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+};
+
+use async_nats::jetstream;
+use shared::{streams, subject::PARTITIONS};
+use tests::{
+    bus, check,
+    gitea::SECRET,
+    load::{Load, Sent, stories},
+    nats::Nats,
+    process::{Process, signal},
+    services::{ingest_at, worker_at},
+    system::{settled, total},
+    temp_dir, wait,
+};
+
+const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
+
+fn start_ingest_process(nats_url: &str, data: &Path, port: u16) -> Process {
+    ingest_at(Path::new(EXE), nats_url, data, &[], &[("PORT", &port.to_string())])
+}
+
+fn start_worker_process(nats_url: &str, ack_wait_secs: &str) -> Process {
+    worker_at(Path::new(EXE), nats_url, &[], &[("ACK_WAIT_SECS", ack_wait_secs)])
+}
+
+async fn ingest(nats_url: &str, data: &Path, port: u16) -> (Process, SocketAddr) {
+    let process = start_ingest_process(nats_url, data, port);
+    let address = process.address_in("ingest listens").await;
+    (process, address)
+}
+
+/// A worker that consumes all partitions.
+async fn worker(nats_url: &str, ack_wait_secs: &str) -> (Process, SocketAddr) {
+    let process = start_worker_process(nats_url, ack_wait_secs);
+    let address = process.address_in("worker listens").await;
+    wait::until_equal("a worker that consumes", Some(200), || async {
+        let answer = reqwest::get(format!("http://{address}/health/ready")).await.ok()?;
+        Some(answer.status().as_u16())
+    })
+    .await;
+    (process, address)
+}
+
+async fn reader(nats: &Nats) -> jetstream::Context {
+    jetstream::new(nats.client().await)
+}
+
+async fn handled(worker: SocketAddr) -> f64 {
+    total(worker, "coordinator_events_total", "").await
+}
+
+async fn redelivered(worker: SocketAddr) -> f64 {
+    total(worker, "coordinator_redeliveries_total", "").await
+}
+
+async fn depth(ingest: SocketAddr) -> u64 {
+    let answer = reqwest::get(format!("http://{ingest}/health")).await.expect("an answer");
+    let health = answer.bytes().await.expect("a body");
+    let health: serde_json::Value = serde_json::from_slice(&health).expect("JSON");
+    health["journal"]["depth"].as_u64().expect("depth")
+}
+
+/// Waits until all that was accepted is settled, and checks it. What was not answered may be there.
+async fn arrived(js: &jetstream::Context, ingest: SocketAddr, sent: &Sent) {
+    wait::until_equal("an empty journal", 0, || depth(ingest)).await;
+    settled(js, bus::count(js, streams::EVENTS).await).await;
+    check::kept(js, &sent.accepted).await;
+    let known: HashSet<&str> =
+        sent.accepted.iter().chain(&sent.unanswered).map(|delivery| delivery.id()).collect();
+    for event in bus::events(js).await {
+        assert!(known.contains(event.delivery.id.as_str()), "{} was never sent", event.delivery.id);
+    }
+}
+
+/// Events in the hands of workers.
+async fn in_hand(js: &jetstream::Context) -> usize {
+    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let mut in_hand = 0;
+    for partition in 0..PARTITIONS {
+        let name = streams::consumer_name(partition);
+        in_hand += stream.consumer_info(name).await.expect("its info").num_ack_pending;
+    }
+    in_hand
+}
+
+/// 500 events in the stream that no worker has seen.
+async fn backlog(nats: &Nats, ingest: SocketAddr) -> (jetstream::Context, Sent) {
+    let sent = Load::start(&[ingest], 5, stories(1, 50, 10)).finish().await;
+    assert_eq!((sent.accepted.len(), sent.unanswered.len()), (500, 0));
+    wait::until_equal("all to be published", 0, || depth(ingest)).await;
+    (reader(nats).await, sent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_worker_had_in_hand_is_taken_over() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    let (js, sent) = backlog(&nats, address).await;
+    let process = start_worker_process(&nats.url(), "2");
+    let mut killed = (process.address_in("worker listens").await, process);
+    wait::until("it to be in the middle", || async {
+        (handled(killed.0).await >= 50.0).then_some(())
+    })
+    .await;
+    // Whatever it waits for now it waits for in vain: it dies in the middle of it.
+    signal(nats.pid(), "STOP");
+    killed.1.kill().await;
+    signal(nats.pid(), "CONT");
+    let (_other, other) = worker(&nats.url(), "2").await;
+    settled(&js, 500).await;
+    check::kept(&js, &sent.accepted).await;
+    assert_eq!(bus::changes(&js).await.len(), 450);
+    assert!(redelivered(other).await >= 1.0, "the killed one had nothing in hand");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_killed_one_after_the_other_cost_nothing() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    let (mut first, _) = worker(&nats.url(), "2").await;
+    let load = Load::start(&[address], 5, stories(1, 20, 50));
+    load.accepted(200).await;
+    first.kill().await;
+    let (mut second, _) = worker(&nats.url(), "2").await;
+    let (_third, third) = worker(&nats.url(), "2").await;
+    load.accepted(500).await;
+    second.kill().await;
+    let sent = load.finish().await;
+    let js = reader(&nats).await;
+    settled(&js, 1000).await;
+    check::kept(&js, &sent.accepted).await;
+    assert_eq!(bus::changes(&js).await.len(), 980);
+    assert!(handled(third).await >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_sleeps_past_its_time_doubles_nothing_when_it_wakes() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    let (sleeper, _) = worker(&nats.url(), "1").await;
+    let (_other, other) = worker(&nats.url(), "1").await;
+    let load = Load::start(&[address], 5, stories(1, 20, 50));
+    load.accepted(300).await;
+    sleeper.signal("STOP");
+    let before = redelivered(other).await;
+    wait::until("the other one to take over what the sleeper had", || async {
+        (redelivered(other).await >= before + 5.0).then_some(())
+    })
+    .await;
+    sleeper.signal("CONT");
+    let sent = load.finish().await;
+    let js = reader(&nats).await;
+    settled(&js, 1000).await;
+    check::kept(&js, &sent.accepted).await;
+    assert_eq!(bus::changes(&js).await.len(), 980);
+    assert_eq!(bus::count(&js, streams::DEAD_LETTERS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_killed_between_answer_and_publish_publishes_after_its_next_start() {
+    let (mut nats, data) = (Nats::prepared(""), temp_dir());
+    let (mut process, address) = ingest(&nats.url(), data.path(), 0).await;
+    let sent = Load::start(&[address], 3, stories(1, 6, 10)).finish().await;
+    assert_eq!((sent.accepted.len(), sent.unanswered.len()), (60, 0));
+    process.kill().await;
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    assert_eq!(depth(address).await, 60);
+    nats.restart().await;
+    let (_worker, _) = worker(&nats.url(), "2").await;
+    let js = reader(&nats).await;
+    settled(&js, 60).await;
+    arrived(&js, address, &sent).await;
+    assert_eq!(bus::changes(&js).await.len(), 54);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_killed_again_and_again_under_load_keeps_every_200() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_worker, _) = worker(&nats.url(), "2").await;
+    let (mut process, address) = ingest(&nats.url(), data.path(), 0).await;
+    let load = Load::start(&[address], 5, stories(1, 20, 50));
+    for killed_at in [100, 300, 500, 700] {
+        load.accepted(killed_at).await;
+        process.kill().await;
+        (process, _) = ingest(&nats.url(), data.path(), address.port()).await;
+    }
+    let sent = load.finish().await;
+    // Each of the five senders has one on its way at a kill, and maybe one in the dying one's backlog.
+    assert!(sent.unanswered.len() <= 4 * 5 * 2, "{} are not answered", sent.unanswered.len());
+    assert_eq!(sent.accepted.len() + sent.unanswered.len(), 1000);
+    arrived(&reader(&nats).await, address, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingest_told_to_end_under_load_ends_with_0_and_loses_nothing() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_worker, _) = worker(&nats.url(), "2").await;
+    let (mut process, address) = ingest(&nats.url(), data.path(), 0).await;
+    let load = Load::start(&[address], 5, stories(1, 20, 50));
+    load.accepted(300).await;
+    process.signal("TERM");
+    assert_eq!(process.exited().await.code(), Some(0), "{}", process.output());
+    let (_ingest, _) = ingest(&nats.url(), data.path(), address.port()).await;
+    let sent = load.finish().await;
+    assert_eq!(sent.accepted.len() + sent.unanswered.len(), 1000);
+    arrived(&reader(&nats).await, address, &sent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_end_under_load_ends_with_0_and_leaves_nothing_in_hand() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    let (mut process, _) = worker(&nats.url(), "600").await;
+    let load = Load::start(&[address], 5, stories(1, 20, 50));
+    load.accepted(300).await;
+    process.signal("TERM");
+    assert_eq!(process.exited().await.code(), Some(0), "{}", process.output());
+    let js = reader(&nats).await;
+    assert_eq!(in_hand(&js).await, 0, "events that nobody gets before ack_wait is over");
+    let (_other, _) = worker(&nats.url(), "600").await;
+    let sent = load.finish().await;
+    settled(&js, 1000).await;
+    check::kept(&js, &sent.accepted).await;
+    assert_eq!(bus::changes(&js).await.len(), 980);
+}
+
+#[tokio::test]
+async fn bad_settings_are_told_in_one_line_before_anything_binds() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = taken.local_addr().expect("address").port().to_string();
+    for (service, environment, line) in [
+        ("ingest", vec![], "ingest: GITEA_URL is required; GITEA_WEBHOOK_SECRET is required"),
+        ("worker", vec![], "worker: GITEA_URL is required"),
+        (
+            "ingest",
+            vec![("PORT", port.as_str()), ("GITEA_URL", "ftp://x"), ("MAX_CONNECTIONS", "0")],
+            "ingest: GITEA_URL is not an http:// or https:// URL; GITEA_WEBHOOK_SECRET is required; MAX_CONNECTIONS is not a number from 1 to 1048576",
+        ),
+        (
+            "worker",
+            vec![
+                ("WORKER_PORT", port.as_str()),
+                ("NATS_URL", "nats://a b"),
+                ("ACK_WAIT_SECS", "x"),
+            ],
+            "worker: GITEA_URL is required; NATS_URL is not a URL such as nats://host:4222; ACK_WAIT_SECS is not a number from 1 to 3600",
+        ),
+    ] {
+        let mut process = Process::start(Path::new(EXE), service, &[], &environment);
+        let code = process.exited().await.code();
+        assert_eq!((process.output().trim_end(), code), (line, Some(64)));
+    }
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told() {
+    let data = temp_dir();
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = taken.local_addr().expect("address").port();
+    let mut process = start_ingest_process("nats://127.0.0.1:1", data.path(), port);
+    assert_eq!(process.exited().await.code(), Some(1));
+    let line = format!("ingest: listen on 127.0.0.1:{port}: Address already in use (os error 98)");
+    assert_eq!(process.output().lines().last(), Some(line.as_str()), "{}", process.output());
+
+    let flags = ["--worker-port", &port.to_string()];
+    let environment = [("GITEA_URL", "http://localhost:3000"), ("WORKER_HOST", "127.0.0.1")];
+    let mut process = Process::start(Path::new(EXE), "worker", &flags, &environment);
+    assert_eq!(process.exited().await.code(), Some(1));
+    let line = format!("worker: listen on 127.0.0.1:{port}: Address already in use (os error 98)");
+    assert_eq!(process.output().lines().last(), Some(line.as_str()), "{}", process.output());
+}
+
+#[tokio::test]
+async fn a_data_directory_of_another_ingest_is_told_and_left_alone() {
+    let data = temp_dir();
+    let (_first, address) = ingest("nats://127.0.0.1:1", data.path(), 0).await;
+    let mut second = start_ingest_process("nats://127.0.0.1:1", data.path(), 0);
+    assert_eq!(second.exited().await.code(), Some(1));
+    let line = format!(
+        "ingest: open the journal in {}: another instance uses this directory",
+        data.path().display()
+    );
+    assert_eq!(second.output().lines().last(), Some(line.as_str()), "{}", second.output());
+    let sent = Load::start(&[address], 1, stories(1, 1, 5)).finish().await;
+    assert_eq!(sent.accepted.len(), 5);
+    assert_eq!(depth(address).await, 5);
+}
+
+#[tokio::test]
+async fn the_health_command_tells_whether_the_service_is_up() {
+    let data = temp_dir();
+    let nats_url = "nats://127.0.0.1:1";
+    let (_ingest, ingest) = ingest(nats_url, data.path(), 0).await;
+    let worker = start_worker_process(nats_url, "2");
+    let worker = worker.address_in("worker listens").await.port().to_string();
+    let ingest = ingest.port().to_string();
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
+    let nobody = free.expect("a port").port().to_string();
+    for (service, port, code) in [
+        ("ingest", &ingest, 0),
+        ("worker", &worker, 0),
+        ("ingest", &nobody, 1),
+        ("worker", &nobody, 1),
+    ] {
+        let name = if service == "ingest" { "PORT" } else { "WORKER_PORT" };
+        let environment = [
+            ("GITEA_WEBHOOK_SECRET", SECRET),
+            ("GITEA_URL", "http://localhost:3000"),
+            (name, port.as_str()),
+        ];
+        let mut process = Process::start(Path::new(EXE), service, &["health"], &environment);
+        assert_eq!(process.exited().await.code(), Some(code), "{service} {}", process.output());
+        let output = process.output();
+        let told = output.starts_with(&format!("{service}: no answer: "));
+        assert_eq!((told, output.lines().count()), (code == 1, code as usize), "{output}");
+    }
+}

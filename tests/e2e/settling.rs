@@ -1,0 +1,206 @@
+//! Each way in which a worker settles a message, and what no broker takes.
+
+use async_nats::jetstream::{
+    AckKind,
+    consumer::PullConsumer,
+    stream::{Config, DiscardPolicy},
+};
+use shared::{dead_letter, streams, subject};
+use tests::{
+    bus::{self, Stored},
+    gitea::Issue,
+    nats::Nats,
+    system::{System, ingest_config, start_ingest, start_worker, worker_config},
+    temp_dir, wait,
+};
+
+async fn dead_letters(system: &System, count: usize) -> Vec<Stored> {
+    wait::until("dead letters", || async {
+        bus::messages(&system.js, streams::DEAD_LETTERS).await.filter(|all| all.len() == count)
+    })
+    .await
+}
+
+async fn summaries(system: &System) -> Vec<String> {
+    bus::changes(&system.js).await.iter().map(|change| change.summary()).collect()
+}
+
+/// Publishes something that ingest would not.
+async fn publish(system: &System, issue: u64, payload: &str) -> u64 {
+    wait::until("the stream of events", || async {
+        system.js.get_stream(streams::EVENTS).await.ok()
+    })
+    .await;
+    let partition = subject::partition(1, issue);
+    let subject = format!("gitea.issues.closed.acme.r1.{issue}.{partition}");
+    let published = system.js.publish(subject, payload.to_owned().into()).await.expect("publish");
+    published.await.expect("an ack").sequence
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
+    let system = System::start().await;
+    let newer = serde_json::to_value(shared::event::example()).map(|mut event| {
+        event["version"] = 2.into();
+        event.to_string()
+    });
+    let nonsense = publish(&system, 1, "no event").await;
+    publish(&system, 1, &newer.expect("JSON")).await;
+    // The same issue, so the same partition: it stands behind them.
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).delivery("assigned")).await;
+    system.settled(3).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot"]);
+    let letters = dead_letters(&system, 2).await;
+    let letter = &letters[0];
+    assert_eq!(letter.payload, b"no event");
+    assert_eq!(
+        letter.subject,
+        format!("gitea.dead.issues.closed.acme.r1.1.{}", subject::partition(1, 1))
+    );
+    for (header, expected) in [
+        (dead_letter::STREAM, streams::EVENTS.to_owned()),
+        (dead_letter::SEQUENCE, nonsense.to_string()),
+        (dead_letter::ATTEMPTS, "1".to_owned()),
+    ] {
+        assert_eq!(letter.header(header), expected, "{header}");
+    }
+    assert!(
+        letter.header(dead_letter::ERROR).starts_with("the payload is not of the expected shape")
+    );
+    assert_eq!(
+        letters[1].header(dead_letter::ERROR),
+        "the payload has version 2, this program reads up to 1"
+    );
+    assert_eq!(system.worker.total("coordinator_dead_letters_total", "undecodable").await, 2.0);
+}
+
+/// A stream of changes that takes no more than it has.
+async fn fill_changes(system: &System, room: bool) {
+    let stream = system.js.get_stream(streams::CHANGES).await.expect("the stream of changes");
+    let config = Config {
+        max_messages: if room { -1 } else { stream.cached_info().state.messages.max(1) as i64 },
+        discard: DiscardPolicy::New,
+        ..stream.cached_info().config.clone()
+    };
+    system.js.update_stream(config).await.expect("update the stream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_for_a_while_is_tried_again_and_told_once() {
+    let system = System::start().await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    fill_changes(&system, false).await;
+    system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
+    wait::until("two more attempts", || async {
+        let again = system.worker.total("coordinator_redeliveries_total", "").await;
+        (again >= 2.0).then_some(())
+    })
+    .await;
+    fill_changes(&system, true).await;
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "unassigned -bot"]);
+    assert_eq!(bus::count(&system.js, streams::DEAD_LETTERS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriven() {
+    let system = System::start_with(&[], &["--max-attempts", "2"]).await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    fill_changes(&system, false).await;
+    system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
+    let letter = dead_letters(&system, 1).await.remove(0);
+    assert_eq!(letter.header(dead_letter::ATTEMPTS), "2");
+    fill_changes(&system, true).await;
+    // The next event of the issue makes good what was parked: it compares with what was told.
+    let closed = Issue::new(1, 1).state("closed").at(3).delivery("closed");
+    system.send_accepted(&closed).await;
+    system.settled(3).await;
+    let expected = ["assigned +bot", "unassigned -bot", "closed"];
+    assert_eq!(summaries(&system).await, expected);
+    let again = dead_letter::redrive(&letter.headers, letter.payload, letter.sequence);
+    let again = again.expect("a dead letter");
+    let published = system
+        .js
+        .publish_with_headers(again.subject, again.headers, again.payload.into())
+        .await
+        .expect("publish");
+    published.await.expect("an ack");
+    system.settled(4).await;
+    assert_eq!(summaries(&system).await, expected, "it is older than what was told since");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let ingest = start_ingest(&ingest_config(&nats.url(), data.path(), &[])).await;
+    let worker = start_worker(&worker_config(&nats.url(), &[])).await;
+    let js = async_nats::jetstream::new(nats.client().await);
+    wait::until("the consumers", || bus::lag(&js)).await;
+    worker.stop().await;
+    let http = reqwest::Client::new();
+    let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
+    assert_eq!(tests::system::send(&http, ingest.address, &delivery).await.status, 200);
+    wait::until_equal("the event", 1, || bus::count(&js, streams::EVENTS)).await;
+    // As workers would that take it and die: it is delivered three times and never settled.
+    let name = streams::consumer_name(subject::partition(1, 1));
+    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let consumer: PullConsumer = stream.get_consumer(&name).await.expect("the consumer");
+    for _ in 0..3 {
+        let message = bus::next(&consumer).await;
+        message.ack_with(AckKind::Nak(None)).await.expect("nak");
+    }
+    let worker = start_worker(&worker_config(&nats.url(), &["--max-attempts", "3"])).await;
+    let letters = wait::until("a dead letter", || async {
+        bus::messages(&js, streams::DEAD_LETTERS).await.filter(|all| !all.is_empty())
+    })
+    .await;
+    assert_eq!(letters[0].header(dead_letter::ATTEMPTS), "4");
+    assert_eq!(letters[0].header(dead_letter::ORIGINAL_MESSAGE_ID), delivery.id());
+    assert_eq!(bus::count(&js, streams::CHANGES).await, 0, "it was handled");
+    worker.stop().await;
+    ingest.stop().await;
+}
+
+/// An issue with so many assignees that their names alone are this large, in bytes.
+fn crowd(number: u64, bytes: usize) -> Issue {
+    let logins: Vec<String> = (0..bytes / 100).map(|n| format!("{n:0100}")).collect();
+    let logins: Vec<&str> = logins.iter().map(String::as_str).collect();
+    Issue::new(1, number).assigned(&logins)
+}
+
+async fn system_with_max_payload(bytes: usize) -> System {
+    let nats = Nats::start_with(&format!("max_payload: {bytes}")).await;
+    System::start_on(nats, &[], &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_the_broker_never_takes_is_parked_at_once() {
+    // The change names everybody three times, the event once.
+    let system = system_with_max_payload(100_000).await;
+    system.send_accepted(&crowd(1, 50_000).delivery("assigned")).await;
+    let letters = dead_letters(&system, 1).await;
+    assert_eq!(letters[0].header(dead_letter::ATTEMPTS), "1");
+    assert_eq!(system.worker.total("coordinator_dead_letters_total", "permanent").await, 1.0);
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(5).delivery("assigned")).await;
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot"], "the state is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_broker_takes_is_set_aside_in_the_journal_and_stops_nothing() {
+    let system = system_with_max_payload(50_000).await;
+    system.send_accepted(&crowd(1, 60_000).delivery("assigned")).await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot"]);
+    wait::until_equal("it to be set aside", Some(1.0), || async {
+        system.ingest.metric("coordinator_journal_set_aside").await
+    })
+    .await;
+    wait::until_equal("an empty journal", Some(0.0), || async {
+        system.ingest.metric("coordinator_journal_depth").await
+    })
+    .await;
+}

@@ -1,0 +1,95 @@
+//! What must follow from one issue's events, in the order in which they stand
+//! in the stream (docs/ARCHITECTURE.md, "Telling changes").
+
+use std::collections::HashSet;
+
+use crate::records::Snapshot;
+
+/// What was told of an issue so far.
+#[derive(Debug, Default)]
+pub(super) struct Issue {
+    seen_before: bool,
+    assignees: Vec<String>,
+    closed: bool,
+    second: Option<i64>,
+    in_doubt: bool,
+    /// Bodies of that second.
+    bodies: HashSet<String>,
+    /// Bodies without a second, which are never new again.
+    undated: HashSet<String>,
+}
+
+/// A change that must be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    pub(super) kind: &'static str,
+    pub(super) added: Vec<String>,
+    pub(super) removed: Vec<String>,
+    pub(super) in_doubt: bool,
+    pub(super) first_seen: bool,
+}
+
+impl Issue {
+    /// Takes the next event and returns what must be told of it.
+    pub(super) fn next(&mut self, event: &Snapshot) -> Vec<Expected> {
+        let first_seen = !self.seen_before;
+        // A second that is not known counts as the one that is.
+        let same_second = self.seen_before
+            && match (self.second, event.updated_at) {
+                (Some(known), Some(event)) if event < known => return Vec::new(),
+                (Some(known), Some(event)) => event == known,
+                (None, Some(_)) => false,
+                (_, None) => true,
+            };
+        if !same_second {
+            self.bodies.clear();
+        }
+        let seen = if event.updated_at.is_some() { &mut self.bodies } else { &mut self.undated };
+        if !seen.insert(event.digest.clone()) {
+            return Vec::new();
+        }
+        let told = self.differences(event, first_seen);
+        let contradicts = same_second && !told.is_empty();
+        self.in_doubt = contradicts || (same_second && self.in_doubt);
+        self.seen_before = true;
+        self.assignees.clone_from(&event.assignees);
+        self.closed = event.state == "closed";
+        self.second = event.updated_at.or(self.second);
+        let flagged = |mut change: Expected| {
+            (change.in_doubt, change.first_seen) = (contradicts, first_seen);
+            change
+        };
+        told.into_iter().map(flagged).collect()
+    }
+
+    fn differences(&self, event: &Snapshot, first_seen: bool) -> Vec<Expected> {
+        let without = |these: &[String], those: &[String]| -> Vec<String> {
+            these.iter().filter(|login| !those.contains(login)).cloned().collect()
+        };
+        let removed = without(&self.assignees, &event.assignees);
+        let added = without(&event.assignees, &self.assignees);
+        let closed = event.state == "closed";
+        let believed = |action: &str| first_seen && event.action == action;
+        let told = |kind, added, removed| Expected {
+            kind,
+            added,
+            removed,
+            in_doubt: false,
+            first_seen: false,
+        };
+        let mut changes = Vec::new();
+        if !removed.is_empty() || believed("unassigned") {
+            changes.push(told("unassigned", Vec::new(), removed));
+        }
+        if closed && !self.closed {
+            changes.push(told("closed", Vec::new(), Vec::new()));
+        }
+        if !closed && (self.closed || believed("reopened")) {
+            changes.push(told("reopened", Vec::new(), Vec::new()));
+        }
+        if !added.is_empty() {
+            changes.push(told("assigned", added, Vec::new()));
+        }
+        changes
+    }
+}

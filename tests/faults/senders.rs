@@ -1,0 +1,163 @@
+//! Senders as Gitea's: several at once, five seconds of patience, and never a
+//! second try.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tests::system::try_send;
+use tokio::task::JoinSet;
+
+use crate::{
+    clock,
+    history::{History, Outgoing},
+    records::{Lines, Sent},
+};
+
+/// Gitea's `DELIVER_TIMEOUT`.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Deliveries on their way at once.
+const SENDERS: usize = 8;
+
+/// What became of the deliveries so far.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// All.
+    pub sent: usize,
+    /// With a body that had been sent before.
+    pub again: usize,
+    /// By status; 0 is none.
+    pub by_status: BTreeMap<u16, usize>,
+}
+
+struct Log {
+    lines: Lines,
+    tally: Tally,
+    kept: [HashSet<String>; 2],
+}
+
+/// What senders share.
+pub struct Post {
+    http: reqwest::Client,
+    history: Mutex<History>,
+    log: Mutex<Log>,
+    addresses: [SocketAddr; 2],
+    /// Both ingests are sent to, and not the first alone.
+    pub both: AtomicBool,
+    in_flight: [AtomicUsize; 2],
+}
+
+impl Post {
+    /// Sends to these ingests and writes `sent.jsonl` into `dir`.
+    pub fn new(history: History, addresses: [SocketAddr; 2], dir: &Path) -> Arc<Self> {
+        let lines = Lines::create(&dir.join("sent.jsonl")).expect("create sent.jsonl");
+        Arc::new(Self {
+            http: reqwest::Client::builder().timeout(PATIENCE).build().expect("an HTTP client"),
+            history: Mutex::new(history),
+            log: Mutex::new(Log { lines, tally: Tally::default(), kept: Default::default() }),
+            addresses,
+            both: AtomicBool::new(false),
+            in_flight: Default::default(),
+        })
+    }
+
+    /// Sends one delivery, once.
+    pub async fn send_next(&self) {
+        let outgoing = self.history.lock().expect("no panic").next();
+        if outgoing.held > Duration::ZERO {
+            tokio::time::sleep(outgoing.held).await;
+        }
+        let both = self.both.load(Ordering::Relaxed);
+        let ingest = if both { outgoing.choice % 2 } else { 0 };
+        self.send(outgoing, ingest).await;
+    }
+
+    /// Sends one delivery to a certain ingest.
+    pub async fn send_next_to(&self, ingest: usize) {
+        let outgoing = self.history.lock().expect("no panic").next();
+        self.send(outgoing, ingest).await;
+    }
+
+    async fn send(&self, outgoing: Outgoing, ingest: usize) {
+        self.in_flight[ingest].fetch_add(1, Ordering::SeqCst);
+        let sent_at = clock::now();
+        let answer = try_send(&self.http, self.addresses[ingest], &outgoing.delivery).await;
+        let status = answer.map_or(0, |answer| answer.status);
+        let ended_at = clock::now();
+        self.note(Sent { ingest, sent_at, ended_at, status, ..outgoing.sent });
+        self.in_flight[ingest].fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn note(&self, sent: Sent) {
+        let mut log = self.log.lock().expect("no panic");
+        log.lines.add(&sent).expect("write sent.jsonl");
+        log.tally.sent += 1;
+        log.tally.again += usize::from(sent.again);
+        *log.tally.by_status.entry(sent.status).or_default() += 1;
+        if sent.status == 200 {
+            log.kept[sent.ingest].insert(sent.id);
+        }
+    }
+
+    /// Waits until nothing is on its way to an ingest that is dead.
+    pub async fn nothing_in_flight(&self, ingest: usize) {
+        while self.in_flight[ingest].load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Ids of all that this ingest has answered 200.
+    pub fn kept(&self, ingest: usize) -> HashSet<String> {
+        self.log.lock().expect("no panic").kept[ingest].clone()
+    }
+
+    /// What became of the deliveries so far.
+    pub fn tally(&self) -> Tally {
+        self.log.lock().expect("no panic").tally.clone()
+    }
+
+    /// Hands the log to the system.
+    pub fn flush(&self) {
+        self.log.lock().expect("no panic").lines.flush().expect("write sent.jsonl");
+    }
+}
+
+/// Senders at work.
+pub struct Senders {
+    tasks: JoinSet<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Senders {
+    /// Starts senders that together send `rate` deliveries a second, more for
+    /// a while after they were held up, as a queue would.
+    pub fn start(post: &Arc<Post>, rate: f64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let every = Duration::from_secs_f64(SENDERS as f64 / rate);
+        let mut tasks = JoinSet::new();
+        for _ in 0..SENDERS {
+            let (post, stop) = (Arc::clone(post), Arc::clone(&stop));
+            tasks.spawn(async move {
+                let mut ticks = tokio::time::interval(every);
+                while !stop.load(Ordering::Relaxed) {
+                    ticks.tick().await;
+                    post.send_next().await;
+                }
+            });
+        }
+        Self { tasks, stop }
+    }
+
+    /// Lets what is on its way be answered, and ends.
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.tasks.join_all().await;
+    }
+}

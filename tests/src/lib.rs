@@ -1,0 +1,31 @@
+//! What the tests and benchmarks stand on: real servers, real processes, real
+//! deliveries, and waiting on conditions with a deadline.
+
+pub mod bus;
+pub mod check;
+pub mod gitea;
+pub mod load;
+pub mod nats;
+pub mod otlp;
+pub mod process;
+pub mod services;
+pub mod system;
+#[cfg(target_os = "linux")]
+pub mod usage;
+pub mod wait;
+
+use std::net::{Ipv4Addr, TcpListener};
+
+/// A port for a server that cannot choose one by itself. Taken and given back:
+/// the server takes it a moment later, and again after each restart.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+/// A directory that goes with the test.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("coordinator-test-").tempdir().expect("create a directory")
+}

@@ -1,0 +1,101 @@
+//! Ingest, worker and coordinator as processes of their own, to be killed for real.
+
+use std::{
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use crate::wait;
+
+/// A process whose output goes to a file of its own. Killed when dropped.
+pub struct Process {
+    child: Child,
+    output: tempfile::NamedTempFile,
+}
+
+impl Process {
+    /// Starts `exe <service> <flags>` with this environment and no other.
+    pub fn start(exe: &Path, service: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(exe);
+        command.arg(service).args(flags).env_clear();
+        for (name, value) in std::env::vars_os() {
+            // What a process needs to run at all, and what coverage needs to be written.
+            let kept = ["PATH", "HOME", "XDG_CACHE_HOME", "LLVM_PROFILE_FILE", "TMPDIR"];
+            if kept.iter().any(|kept| name == *kept) {
+                command.env(name, value);
+            }
+        }
+        command.envs(environment.iter().copied());
+        // A file and not a pipe: reading along would cost what is being measured.
+        let output = tempfile::NamedTempFile::new().expect("a file for its output");
+        let append = || {
+            let file = std::fs::OpenOptions::new().append(true).open(output.path());
+            Stdio::from(file.expect("open the file"))
+        };
+        command.stdin(Stdio::null()).stdout(append()).stderr(append());
+        let child = command.spawn().expect("start the process");
+        Self { child, output }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it printed so far, both streams.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.output.path()).expect("its output")
+    }
+
+    /// Waits for a line that contains `text` and returns it.
+    pub async fn line_with(&self, text: &str) -> String {
+        wait::until(&format!("a line with {text:?}"), || async {
+            self.output().lines().find(|line| line.contains(text)).map(str::to_owned)
+        })
+        .await
+    }
+
+    /// The address in the JSON log line with `message`.
+    pub async fn address_in(&self, message: &str) -> std::net::SocketAddr {
+        let line = self.line_with(message).await;
+        let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON log line");
+        line["address"].as_str().expect("address").parse().expect("an address")
+    }
+
+    /// Sends a signal by name: KILL, TERM, STOP, CONT.
+    pub fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+    }
+
+    /// Waits for its end.
+    pub async fn exited(&mut self) -> ExitStatus {
+        let mut status = None;
+        let child = &mut self.child;
+        let started = std::time::Instant::now();
+        while status.is_none() {
+            status = child.try_wait().expect("wait for the process");
+            assert!(started.elapsed() < wait::DEADLINE, "the process does not end");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        status.expect("a status")
+    }
+
+    /// Kills it with SIGKILL and waits for its end.
+    pub async fn kill(&mut self) {
+        self.signal("KILL");
+        self.exited().await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal by name to a process.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.expect("run kill").success(), "kill -{name} {pid}");
+}

@@ -1,0 +1,65 @@
+//! Ingest and worker as processes, one of each or many, with default settings and more flags.
+
+use std::{path::Path, process::ExitCode};
+
+use crate::{gitea::SECRET, nats::Nats, process::Process};
+
+/// Starts an ingest with default settings.
+pub fn ingest(exe: &Path, nats: &Nats, data: &Path) -> Process {
+    ingest_with(exe, nats, data, &[])
+}
+
+/// Starts an ingest with more flags.
+pub fn ingest_with(exe: &Path, nats: &Nats, data: &Path, flags: &[&str]) -> Process {
+    ingest_at(exe, &nats.url(), data, flags, &[])
+}
+
+/// Starts an ingest whose NATS is at this URL, with more flags and environment variables.
+pub fn ingest_at(
+    exe: &Path,
+    nats_url: &str,
+    data: &Path,
+    flags: &[&str],
+    more: &[(&str, &str)],
+) -> Process {
+    let own = [
+        ("GITEA_WEBHOOK_SECRET", SECRET),
+        ("GITEA_URL", "http://localhost:3000"),
+        ("NATS_URL", nats_url),
+        ("DATA_DIR", data.to_str().expect("UTF-8")),
+        ("HOST", "127.0.0.1"),
+        ("PORT", "0"),
+    ];
+    Process::start(exe, "ingest", flags, &[&own, more].concat())
+}
+
+/// Starts a worker with default settings.
+pub fn worker(exe: &Path, nats: &Nats) -> Process {
+    worker_with(exe, nats, &[])
+}
+
+/// Starts a worker with more flags.
+pub fn worker_with(exe: &Path, nats: &Nats, flags: &[&str]) -> Process {
+    worker_at(exe, &nats.url(), flags, &[])
+}
+
+/// Starts a worker whose NATS is at this URL, with more flags and environment variables.
+pub fn worker_at(exe: &Path, nats_url: &str, flags: &[&str], more: &[(&str, &str)]) -> Process {
+    let own = [
+        ("GITEA_URL", "http://localhost:3000"),
+        ("NATS_URL", nats_url),
+        ("WORKER_HOST", "127.0.0.1"),
+        ("WORKER_PORT", "0"),
+    ];
+    Process::start(exe, "worker", flags, &[&own, more].concat())
+}
+
+/// Runs the service that the first argument names, if it names one. A program
+/// that asks this first can be its own services.
+pub fn named_by_first_argument() -> Option<ExitCode> {
+    match std::env::args().nth(1).as_deref() {
+        Some("ingest") => Some(ingest::cli::main_from(std::env::args_os().skip(1))),
+        Some("worker") => Some(worker::cli::main_from(std::env::args_os().skip(1))),
+        _ => None,
+    }
+}

@@ -1,0 +1,232 @@
+//! The whole pipeline within the test's process: nats-server, ingest, workers.
+
+use std::net::SocketAddr;
+
+use async_nats::jetstream;
+use clap::{Args, FromArgMatches};
+use ingest::{
+    Ingest,
+    config::{IngestArgs, IngestConfig},
+};
+use shared::{
+    config::{CommonArgs, Problems},
+    streams,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use worker::{
+    Worker,
+    config::{WorkerArgs, WorkerConfig},
+};
+
+use crate::{
+    bus,
+    gitea::{Delivery, SECRET},
+    nats::Nats,
+    wait,
+};
+
+/// An answer to a delivery.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Headers.
+    pub headers: reqwest::header::HeaderMap,
+    /// Body, which is always JSON.
+    pub body: serde_json::Value,
+}
+
+/// A service in this process.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Stops it gracefully and waits for its end.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        wait::within("a graceful stop", self.task).await.expect("no panic");
+    }
+
+    /// Its answer to a GET.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response =
+            reqwest::get(format!("http://{}{path}", self.address)).await.expect("an answer");
+        (response.status().as_u16(), response.text().await.expect("a text"))
+    }
+
+    /// The value of a metric; labels in the order in which they are rendered.
+    pub async fn metric(&self, name_and_labels: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await;
+        text.lines().find_map(|line| {
+            line.strip_prefix(name_and_labels)?.strip_prefix(' ')?.trim().parse().ok()
+        })
+    }
+}
+
+impl Running {
+    /// The sum of a counter over all its series that contain `label`.
+    pub async fn total(&self, name: &str, label: &str) -> f64 {
+        total(self.address, name, label).await
+    }
+}
+
+/// The sum of a counter of the service at `address` over all its series that contain `label`.
+pub async fn total(address: SocketAddr, name: &str, label: &str) -> f64 {
+    let response = reqwest::get(format!("http://{address}/metrics")).await.expect("an answer");
+    let text = response.text().await.expect("a text");
+    let series = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+    series
+        .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
+        .filter(|(labels, _)| labels.contains(label))
+        .map(|(_, value)| value.parse::<f64>().expect("a number"))
+        .sum()
+}
+
+/// Settings of a service as one would give them on its command line.
+pub fn settings<T: Args + FromArgMatches>(flags: &[&str]) -> T {
+    let command = T::augment_args(clap::Command::new("settings").no_binary_name(true));
+    let matches = command.try_get_matches_from(flags).expect("known flags");
+    T::from_arg_matches(&matches).expect("matching flags")
+}
+
+fn common(nats_url: &str) -> CommonArgs {
+    CommonArgs {
+        gitea_url: Some("http://localhost:3000".into()),
+        nats_url: Some(nats_url.into()),
+        ..CommonArgs::default()
+    }
+}
+
+/// The configuration of an ingest for tests, with more flags.
+pub fn ingest_config(nats_url: &str, data_dir: &std::path::Path, flags: &[&str]) -> IngestConfig {
+    let args = IngestArgs {
+        host: Some("127.0.0.1".into()),
+        port: Some("0".into()),
+        gitea_webhook_secret: Some(SECRET.into()),
+        data_dir: Some(data_dir.to_str().expect("UTF-8").into()),
+        drain_timeout_secs: Some("10".into()),
+        ..settings(flags)
+    };
+    let mut problems = Problems::default();
+    let common = common(nats_url).check(&mut problems);
+    let config = args.check(common, &mut problems);
+    problems.finish(config).expect("good settings")
+}
+
+/// The configuration of a worker for tests, with more flags.
+pub fn worker_config(nats_url: &str, flags: &[&str]) -> WorkerConfig {
+    let mut args: WorkerArgs = settings(flags);
+    args.worker_host = Some("127.0.0.1".into());
+    args.worker_port = Some("0".into());
+    let mut problems = Problems::default();
+    let common = common(nats_url).check(&mut problems);
+    let config = args.check(common, &mut problems);
+    problems.finish(config).expect("good settings")
+}
+
+/// Starts an ingest.
+pub async fn start_ingest(config: &IngestConfig) -> Running {
+    let ingest = Ingest::start(config).await.expect("ingest starts");
+    let address = ingest.address();
+    let stop = CancellationToken::new();
+    Running { address, stop: stop.clone(), task: tokio::spawn(ingest.run_until(stop)) }
+}
+
+/// Starts a worker.
+pub async fn start_worker(config: &WorkerConfig) -> Running {
+    let worker = Worker::start(config).await.expect("worker starts");
+    let address = worker.address();
+    let stop = CancellationToken::new();
+    Running { address, stop: stop.clone(), task: tokio::spawn(worker.run_until(stop)) }
+}
+
+/// A broker, an ingest and a worker.
+pub struct System {
+    /// The broker.
+    pub nats: Nats,
+    /// The ingest.
+    pub ingest: Running,
+    /// The worker.
+    pub worker: Running,
+    /// A reader outside.
+    pub js: jetstream::Context,
+    /// The ingest's data.
+    pub data: tempfile::TempDir,
+    http: reqwest::Client,
+}
+
+impl System {
+    /// Starts all three with default settings.
+    pub async fn start() -> Self {
+        Self::start_with(&[], &[]).await
+    }
+
+    /// Starts all three with more flags for ingest and worker.
+    pub async fn start_with(ingest_flags: &[&str], worker_flags: &[&str]) -> Self {
+        Self::start_on(Nats::start().await, ingest_flags, worker_flags).await
+    }
+
+    /// Starts ingest and worker on this broker, with more flags.
+    pub async fn start_on(nats: Nats, ingest_flags: &[&str], worker_flags: &[&str]) -> Self {
+        let data = crate::temp_dir();
+        let ingest = start_ingest(&ingest_config(&nats.url(), data.path(), ingest_flags)).await;
+        let worker = start_worker(&worker_config(&nats.url(), worker_flags)).await;
+        let js = jetstream::new(nats.client().await);
+        Self { nats, ingest, worker, js, data, http: reqwest::Client::new() }
+    }
+
+    /// Sends a delivery and returns the answer.
+    pub async fn send(&self, delivery: &Delivery) -> Answer {
+        send(&self.http, self.ingest.address, delivery).await
+    }
+
+    /// Sends a delivery that must be accepted.
+    pub async fn send_accepted(&self, delivery: &Delivery) {
+        let answer = self.send(delivery).await;
+        assert_eq!(
+            (answer.status, &answer.body["status"]),
+            (200, &"accepted".into()),
+            "{answer:?}"
+        );
+    }
+
+    /// Waits until `events` events are in the stream and all of them are settled.
+    pub async fn settled(&self, events: u64) {
+        settled(&self.js, events).await;
+    }
+}
+
+/// Waits until `events` events are in the stream and all of them are settled.
+pub async fn settled(js: &jetstream::Context, events: u64) {
+    wait::until_equal("all events to be published and settled", (events, Some(0)), || async {
+        (bus::count(js, streams::EVENTS).await, bus::lag(js).await)
+    })
+    .await;
+}
+
+/// Sends a delivery to an address and returns the answer.
+pub async fn send(http: &reqwest::Client, address: SocketAddr, delivery: &Delivery) -> Answer {
+    try_send(http, address, delivery).await.expect("an answer")
+}
+
+/// Sends a delivery to an address that may be gone.
+pub async fn try_send(
+    http: &reqwest::Client,
+    address: SocketAddr,
+    delivery: &Delivery,
+) -> Result<Answer, reqwest::Error> {
+    let mut request = http.post(format!("http://{address}/webhook/gitea"));
+    for (name, value) in &delivery.headers {
+        request = request.header(name, value);
+    }
+    let response = request.body(delivery.body.clone()).send().await?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await?;
+    let body = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+    Ok(Answer { status, headers, body })
+}

@@ -1,0 +1,115 @@
+//! What all partitions of one worker share.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::kv;
+use shared::{
+    broker::{Broker, Session},
+    streams::{self, StreamsConfig, StreamsError},
+};
+use tokio::sync::Mutex;
+
+use crate::{config::WorkerConfig, instruments::Instruments};
+
+/// How long what was found on the broker, or that nothing was, is trusted while partitions start over.
+const TRUST: Duration = Duration::from_secs(1);
+
+/// The worker's connection, settings and instruments.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) broker: Broker,
+    pub(crate) source: String,
+    pub(crate) ack_wait: Duration,
+    pub(crate) max_attempts: u64,
+    pub(crate) instruments: Instruments,
+    streams: StreamsConfig,
+    /// With the number of its session, and since when.
+    found: Mutex<Option<(u64, Instant, LookUp)>>,
+    consuming: AtomicUsize,
+}
+
+/// Shared by all partitions that asked at once.
+type LookUp = Result<Found, Arc<StreamsError>>;
+
+#[derive(Clone, Debug)]
+struct Found {
+    events: async_nats::jetstream::stream::Stream,
+    states: kv::Store,
+}
+
+impl Context {
+    pub(crate) fn new(config: &WorkerConfig, broker: Broker, instruments: Instruments) -> Self {
+        Self {
+            broker,
+            source: config.common.gitea_url.clone(),
+            ack_wait: config.ack_wait,
+            max_attempts: config.max_attempts,
+            instruments,
+            streams: config.common.streams.clone(),
+            found: Mutex::new(None),
+            consuming: AtomicUsize::new(0),
+        }
+    }
+
+    /// Creates what a partition needs where it is not there, and returns the
+    /// bucket of states. 64 partitions start at once, so the streams are looked
+    /// for once for all of them.
+    pub(crate) async fn prepare(
+        &self,
+        session: &Session,
+        partition: u8,
+    ) -> Result<kv::Store, Arc<StreamsError>> {
+        let found = self.found(session).await?;
+        streams::partition_consumer(&found.events, &self.streams, self.ack_wait, partition).await?;
+        Ok(found.states)
+    }
+
+    /// A failure too is had once for all: 64 timeouts one after the other would be minutes.
+    async fn found(&self, session: &Session) -> LookUp {
+        let mut kept = self.found.lock().await;
+        if let Some((number, since, found)) = kept.as_ref()
+            && *number == session.number()
+            && since.elapsed() < TRUST
+        {
+            return found.clone();
+        }
+        let found = self.find(session).await.map_err(Arc::new);
+        *kept = Some((session.number(), Instant::now(), found.clone()));
+        found
+    }
+
+    async fn find(&self, session: &Session) -> Result<Found, StreamsError> {
+        let js = &session.jetstream;
+        streams::changes(js, &self.streams).await?;
+        streams::dead_letters(js, &self.streams).await?;
+        Ok(Found {
+            events: streams::events(js, &self.streams).await?,
+            states: streams::issue_state(js, &self.streams).await?,
+        })
+    }
+
+    /// Counts a partition as being consumed until the guard is dropped.
+    pub(crate) fn consuming(&self) -> impl Drop + '_ {
+        self.consuming.fetch_add(1, Ordering::Relaxed);
+        ConsumingGuard(&self.consuming)
+    }
+
+    /// Partitions that are being consumed right now.
+    pub(crate) fn partitions_consumed(&self) -> usize {
+        self.consuming.load(Ordering::Relaxed)
+    }
+}
+
+struct ConsumingGuard<'a>(&'a AtomicUsize);
+
+impl Drop for ConsumingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

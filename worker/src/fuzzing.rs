@@ -1,0 +1,29 @@
+//! Ways in for the fuzzer in `fuzz/`; part of no other build.
+
+use crate::{
+    diff::laws::{self, Sketch},
+    issue_state::IssueState,
+};
+
+/// Most events of a story: more find nothing that fewer do not.
+const MAX_EVENTS: usize = 600;
+
+/// The story of an issue, three bytes for each event.
+pub fn diff(data: &[u8]) {
+    let (events, _) = data.as_chunks::<3>();
+    let events: Vec<_> =
+        events.iter().take(MAX_EVENTS).map(|bytes| Sketch::of_bytes(*bytes)).collect();
+    laws::check_end(&events, laws::story(&events).state.as_ref());
+}
+
+/// A state as it may stand in the bucket, and events that meet it.
+pub fn issue_state(data: &[u8]) {
+    let Ok(state) = serde_json::from_slice::<IssueState>(data) else { return };
+    let json = serde_json::to_vec(&state).expect("a state is written");
+    assert_eq!(serde_json::from_slice::<IssueState>(&json).expect("own JSON"), state);
+    for action in 0..12 {
+        for (who, rest) in [(0, 0), (1, 1), (0xc3, 8), (0x1e, 0xf)] {
+            laws::step(Some(&state), &Sketch::of_bytes([action, who, rest]).event(0));
+        }
+    }
+}

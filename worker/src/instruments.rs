@@ -1,0 +1,108 @@
+//! What the worker counts and times.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram, Meter},
+};
+use shared::{change::Change, metrics::SECONDS};
+
+/// The instruments of one worker.
+#[derive(Debug)]
+pub(crate) struct Instruments {
+    events: Counter<u64>,
+    changes: Counter<u64>,
+    redeliveries: Counter<u64>,
+    dead_letters: Counter<u64>,
+    in_doubt: Counter<u64>,
+    process_duration: Histogram<f64>,
+    delivery_duration: Histogram<f64>,
+    lag: Arc<AtomicU64>,
+}
+
+impl Instruments {
+    pub(crate) fn new(meter: &Meter) -> Self {
+        let lag = Arc::new(AtomicU64::new(0));
+        let observed = Arc::clone(&lag);
+        meter
+            .u64_observable_gauge("coordinator.lag")
+            .with_description("Events that no worker has settled yet, over all partitions")
+            .with_callback(move |observer| observer.observe(observed.load(Ordering::Relaxed), &[]))
+            .build();
+        let counter = |name: &'static str, description: &'static str| {
+            meter.u64_counter(name).with_description(description).build()
+        };
+        let seconds = |name: &'static str, description: &'static str| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(description)
+                .with_boundaries(SECONDS.to_vec())
+                .build()
+        };
+        let instruments = Self {
+            events: counter("coordinator.events", "Attempts at events by action and verdict"),
+            changes: counter("coordinator.changes", "Changes told by kind"),
+            redeliveries: counter("coordinator.redeliveries", "Attempts after the first"),
+            dead_letters: counter("coordinator.dead_letters", "Events parked by reason"),
+            in_doubt: counter("coordinator.in_doubt", "Events that left their issue in doubt"),
+            process_duration: seconds("messaging.process.duration", "One attempt at one event"),
+            delivery_duration: seconds(
+                "coordinator.delivery.duration",
+                "From a delivery's receipt to its event being settled",
+            ),
+            lag,
+        };
+        // A series that begins at its first increment hides that one from `increase()`.
+        instruments.redeliveries.add(0, &[]);
+        for reason in ["undecodable", "permanent", "too_many_attempts"] {
+            instruments.dead_letters.add(0, &[KeyValue::new("reason", reason)]);
+        }
+        instruments.in_doubt.add(0, &[]);
+        instruments
+    }
+
+    pub(crate) fn processed(
+        &self,
+        action: &str,
+        verdict: &'static str,
+        took: Duration,
+        again: bool,
+    ) {
+        let attributes =
+            [KeyValue::new("action", action.to_owned()), KeyValue::new("verdict", verdict)];
+        self.events.add(1, &attributes);
+        self.process_duration.record(took.as_secs_f64(), &[]);
+        if again {
+            self.redeliveries.add(1, &[]);
+        }
+    }
+
+    pub(crate) fn settled(&self, seconds: Option<f64>, in_doubt: bool) {
+        if let Some(seconds) = seconds {
+            self.delivery_duration.record(seconds, &[]);
+        }
+        if in_doubt {
+            self.in_doubt.add(1, &[]);
+        }
+    }
+
+    pub(crate) fn told(&self, change: &Change) {
+        self.changes.add(1, &[KeyValue::new("kind", change.kind.as_str())]);
+    }
+
+    pub(crate) fn parked(&self, reason: &'static str) {
+        self.dead_letters.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn lag(&self, events: u64) {
+        self.lag.store(events, Ordering::Relaxed);
+    }
+}
