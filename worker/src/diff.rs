@@ -35,8 +35,10 @@ enum Age {
 /// Compares `event` with `known`; None means that nothing was ever told of this issue.
 pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Verdict {
     let digest: String = event.delivery.body_sha256.chars().take(SEEN_DIGITS).collect();
-    let age = known.map_or(Age::Newer, |state| age(state, event));
-    let (first_seen, unseen) = (known.is_none(), unseen());
+    // Still so after an attempt that told a part of its changes.
+    let first_seen = known.is_none_or(|state| !state.has_event());
+    let age = known.filter(|_| !first_seen).map_or(Age::Newer, |state| age(state, event));
+    let unseen = unseen();
     let before = known.unwrap_or(&unseen);
     let seen_before =
         age == Age::Same && (before.seen.contains(&digest) || before.undated.contains(&digest));
@@ -48,7 +50,8 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Verdict {
     }
 
     let mut changes = differences(before, event);
-    if first_seen {
+    // What is believed goes out before anything else, so with a part told it was told.
+    if known.is_none() {
         believe_action(&mut changes, event);
     }
     // Within one second the payload cannot say which of two that differ is the last.
@@ -80,8 +83,8 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Verdict {
     Verdict::Judged { changes, next }
 }
 
-/// `before` with only these changes told. For when a handler has failed for
-/// good after others had been told: what was told must not be told again.
+/// `before` with only these changes told. For when a handler has failed after others had
+/// been told: what was told must not be told again, and the rest as if nothing had failed.
 pub(crate) fn told_so_far(before: Option<&IssueState>, told: &[Change]) -> IssueState {
     let mut state = before.cloned().unwrap_or_else(unseen);
     for change in told {

@@ -37,9 +37,17 @@ pub(crate) struct IssueState {
     /// `owner/name#number`, for people who look into the bucket.
     #[serde(default)]
     pub(crate) issue: String,
-    /// The delivery that it is due to.
+    /// The delivery that it is due to; empty while no more than a part of the first one's
+    /// changes has been told.
     #[serde(default)]
     pub(crate) delivery_id: String,
+}
+
+impl IssueState {
+    /// Whether all changes of at least one event have been told.
+    pub(crate) fn has_event(&self) -> bool {
+        !self.delivery_id.is_empty()
+    }
 }
 
 /// Why a state could not be read or written.

@@ -161,7 +161,13 @@ fn check_changes(
         assert_eq!(change.first_seen, known.is_none());
         assert_eq!(change.in_doubt, changes[0].in_doubt);
         assert!(!change.in_doubt || next.in_doubt, "a doubt that was told is remembered");
-        assert_eq!(Told::of(Some(&told_so_far(known, &changes[..=n]))), told);
+        let so_far = told_so_far(known, &changes[..=n]);
+        assert_eq!(Told::of(Some(&so_far)), told);
+        let left = changes[n + 1..].to_vec();
+        if !left.is_empty() {
+            let rest = Verdict::Judged { changes: left, next: next.clone() };
+            assert_eq!(judge(Some(&so_far), event), rest, "the next attempt tells the rest");
+        }
     }
     assert_eq!(told, Told::of(Some(next)), "what was told adds up to the state");
 }

@@ -204,3 +204,21 @@ fn what_was_told_before_a_failure_is_remembered_and_no_more() {
     let after_all = told_so_far(Some(&next), &changes);
     assert_eq!((after_all.assignees, after_all.state), (vec!["bot".into()], State::Closed));
 }
+
+#[test]
+fn what_is_left_of_a_first_event_is_told_as_of_a_first_event() {
+    for (short, expected) in [
+        ("edited [bot] closed 1", "assigned +bot"),
+        ("edited [bot] closed -", "assigned +bot"),
+        ("unassigned [tom] closed 1", "closed, assigned +tom"),
+        ("reopened [tom] open -", "assigned +tom"),
+    ] {
+        let event = event(short);
+        let Verdict::Judged { changes, .. } = judge(None, &event) else { panic!("judged") };
+        let part = told_so_far(None, &changes[..1]);
+        let Verdict::Judged { changes, .. } = judge(Some(&part), &event) else { panic!("judged") };
+        let summaries: Vec<_> = changes.iter().map(Change::summary).collect();
+        assert_eq!(summaries.join(", "), expected, "{short}");
+        assert!(changes.iter().all(|change| change.first_seen && !change.in_doubt), "{short}");
+    }
+}
