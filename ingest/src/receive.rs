@@ -18,7 +18,7 @@ use shared::{
     trace::{self, Traceparent},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{Instrument, Span, field, info, info_span};
+use tracing::{Instrument, Span, field, info, info_span, record_all};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
@@ -122,9 +122,7 @@ impl Receiver {
             Parsed::Event(event) => event,
         };
         describe(&event);
-        let waiting = info_span!("journal", otel.kind = "internal");
-        let (action, repository) = (event.action.as_str(), &event.repository);
-        trace::describe(&waiting, &event.delivery.id, action, repository, event.issue.number);
+        let waiting = journal_span(&event);
         let entry = NewEntry {
             delivery_id,
             event_type: text(headers, "x-gitea-event-type"),
@@ -222,10 +220,24 @@ fn request_span(delivery_id: Uuid, trace_id: TraceId, headers: &HeaderMap) -> Sp
 /// Puts on the span, and so on every log line within it, what the delivery is about.
 fn describe(event: &IssueEvent) {
     let span = Span::current();
-    span.record("gitea.action", event.action.as_str());
-    span.record("gitea.repository", event.repository.full_name());
-    span.record("gitea.issue.ref", event.issue_ref());
+    record_all!(
+        span,
+        gitea.action = event.action.as_str(),
+        gitea.repository = event.repository.full_name(),
+        gitea.issue.ref = event.issue_ref(),
+    );
     trace::describe_repository(&span, &event.repository);
+}
+
+/// The span of the wait for the journal. No log line stands in it, so it is there for traces alone.
+fn journal_span(event: &IssueEvent) -> Span {
+    if !trace::is_sampled(&Span::current()) {
+        return Span::none();
+    }
+    let span = info_span!("journal", otel.kind = "internal");
+    let (action, repository) = (event.action.as_str(), &event.repository);
+    trace::describe(&span, &event.delivery.id, action, repository, event.issue.number);
+    span
 }
 
 fn note_status(status: StatusCode, outcome: &'static str) {

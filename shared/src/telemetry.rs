@@ -3,7 +3,10 @@
 //! Logs go to standard output. Traces go out by OTLP where an endpoint is set,
 //! and cost nothing otherwise.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{BufWriter, IsTerminal},
+    time::Duration,
+};
 
 use opentelemetry::{global, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -69,7 +72,9 @@ impl Telemetry {
     /// Installs logs and traces for the whole process. `service` names it in traces.
     pub fn init(config: &TelemetryConfig, service: &str) -> Result<Self, TelemetryError> {
         // A pipe that nobody reads must not stop deliveries: beyond 128,000 waiting lines they are dropped.
-        let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
+        // Lines that wait together go out in one write.
+        let stdout = BufWriter::new(std::io::stdout());
+        let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(stdout);
         let format = config.format.unwrap_or_else(|| {
             if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json }
         });

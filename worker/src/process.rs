@@ -16,7 +16,7 @@ use shared::{
     subject::{EventSubject, PARTITIONS},
     trace,
 };
-use tracing::{Span, field, info_span};
+use tracing::{Span, field, info_span, record_all};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
@@ -194,10 +194,13 @@ fn trace_id(event: &IssueEvent) -> TraceId {
 /// Puts on the span, and so on every log line within it, what the message is about.
 fn describe(event: &IssueEvent) {
     let span = Span::current();
-    span.record("gitea.delivery.id", event.delivery.id.as_str());
-    span.record("gitea.action", event.action.as_str());
-    span.record("gitea.repository", event.repository.full_name());
-    span.record("gitea.issue.ref", event.issue_ref());
+    record_all!(
+        span,
+        gitea.delivery.id = event.delivery.id.as_str(),
+        gitea.action = event.action.as_str(),
+        gitea.repository = event.repository.full_name(),
+        gitea.issue.ref = event.issue_ref(),
+    );
     trace::describe_repository(&span, &event.repository);
 }
 

@@ -51,28 +51,39 @@ pub(super) fn prune(
     Ok(oldest)
 }
 
-/// Brings size and oldest unpublished entry up to date.
-pub(super) fn measure(
-    connection: &Connection,
-    config: &JournalConfig,
-    status: &Status,
-) -> rusqlite::Result<()> {
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    let used = (pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?;
-    let used = used.unsigned_abs();
-    status.used_bytes.store(used, Ordering::Relaxed);
-    let full = used >= config.max_bytes;
-    if full != status.full.swap(full, Ordering::Relaxed) {
-        if full {
-            error!(used_bytes = used, "the journal has reached its size limit; deliveries get 503");
-        } else {
-            info!(used_bytes = used, "the journal has room again");
-        }
-    }
+/// What a journal holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Measured {
+    used_bytes: u64,
+    /// When the oldest unpublished entry was received, in microseconds since 1970; 0 if there is none.
+    oldest_unpublished: i64,
+}
+
+/// Measures a journal. Cheapest within a transaction, whose locks it shares.
+pub(super) fn measure(connection: &Connection, status: &Status) -> rusqlite::Result<Measured> {
+    let number = |sql| connection.prepare_cached(sql)?.query_row((), |row| row.get::<_, i64>(0));
+    let pages = number("PRAGMA page_count")? - number("PRAGMA freelist_count")?;
+    let used = pages * number("PRAGMA page_size")?;
     let oldest: Option<i64> = connection
         .prepare_cached("SELECT received_at FROM deliveries WHERE seq > ?1 ORDER BY seq LIMIT 1")?
         .query_row((status.published_through(),), |row| row.get(0))
         .optional()?;
-    status.oldest_unpublished.store(oldest.unwrap_or(0), Ordering::Relaxed);
-    Ok(())
+    Ok(Measured { used_bytes: used.unsigned_abs(), oldest_unpublished: oldest.unwrap_or(0) })
+}
+
+impl Measured {
+    /// Tells others, and the log when the journal becomes full or has room again.
+    pub(super) fn tell(self, config: &JournalConfig, status: &Status) {
+        let Self { used_bytes, oldest_unpublished } = self;
+        status.used_bytes.store(used_bytes, Ordering::Relaxed);
+        let full = used_bytes >= config.max_bytes;
+        if full != status.full.swap(full, Ordering::Relaxed) {
+            if full {
+                error!(used_bytes, "the journal has reached its size limit; deliveries get 503");
+            } else {
+                info!(used_bytes, "the journal has room again");
+            }
+        }
+        status.oldest_unpublished.store(oldest_unpublished, Ordering::Relaxed);
+    }
 }

@@ -7,6 +7,7 @@ use std::{
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,13 +21,16 @@ use super::{
     AppendError, Content, Entry, JournalConfig, JournalError, Kept, NewEntry, Status,
     known_ids::KnownIds,
     tail::Tail,
-    upkeep::{measure, prune},
+    upkeep::{Measured, measure, prune},
 };
 
 /// Most entries of one commit.
 const BATCH_ENTRIES: usize = 512;
 /// Bytes on disk at which a batch is closed.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// How long a batch of several waits for more, once. Processors are what limits a busy ingest, and
+/// a commit costs them as much as some deliveries do. One that comes alone does not wait.
+const GATHER: Duration = Duration::from_millis(1);
 /// Least number of entries that one transaction clears away. Twice what the
 /// batch adds where that is more, so that it catches up without holding up the batch for long.
 const PRUNE_ENTRIES: usize = 128;
@@ -84,6 +88,7 @@ struct Done {
     filters_through: Option<i64>,
     through: Option<i64>,
     behind: bool,
+    measured: Measured,
 }
 
 impl Writer {
@@ -104,7 +109,7 @@ impl Writer {
         status.last_seq.store(last, Ordering::Relaxed);
         status.published_through.store(through, Ordering::Relaxed);
         status.set_aside.store(set_aside.unsigned_abs(), Ordering::Relaxed);
-        measure(&connection, config, status).map_err(start)?;
+        measure(&connection, status).map_err(start)?.tell(config, status);
         status.writable.store(true, Ordering::Relaxed);
         told.committed.send_replace(last);
         Ok(Self {
@@ -138,9 +143,10 @@ impl Writer {
 
     /// Commits `first` and all that waits behind it. False when asked to close.
     fn take(&mut self, first: Command, commands: &Receiver<Command>) -> bool {
-        let mut batch = Vec::new();
+        let mut batch = Vec::with_capacity(BATCH_ENTRIES / 8);
         let mut bytes = 0;
         let mut next = Some(first);
+        let mut gathered = false;
         while let Some(command) = next {
             match command {
                 Command::Append(waiting) => {
@@ -157,6 +163,11 @@ impl Writer {
                 break;
             }
             next = commands.try_recv().ok();
+            if next.is_none() && batch.len() > 1 && !gathered {
+                gathered = true;
+                wait_for_more();
+                next = commands.try_recv().ok();
+            }
         }
         self.commit(batch);
         true
@@ -184,9 +195,6 @@ impl Writer {
         }
         if upkeep {
             self.last_upkeep = Instant::now();
-        }
-        if let Err(error) = measure(&self.connection, &self.config, &self.told.status) {
-            warn!(error = %Causes(&error), "cannot measure the journal");
         }
     }
 
@@ -230,6 +238,7 @@ impl Writer {
                 done.cleared_filters = self.known.clear(&transaction, *last)?;
             }
         }
+        done.measured = measure(&transaction, &self.told.status)?;
         transaction.commit()?;
         Ok(done)
     }
@@ -240,6 +249,7 @@ impl Writer {
         if !status.writable.swap(true, Ordering::Relaxed) {
             info!("the journal can be written again");
         }
+        done.measured.tell(&self.config, status);
         self.behind = done.behind;
         self.written_through = done.through.unwrap_or(self.written_through);
         if let Some(through) = done.filters_through {
@@ -277,6 +287,14 @@ impl Writer {
             Err(error) => error!(error = %Causes(&error), seq, "cannot set an entry aside"),
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "with a condition to wait on, each sender would wake this thread, which is what it spares"
+)]
+fn wait_for_more() {
+    thread::sleep(GATHER);
 }
 
 fn insert(transaction: &Transaction<'_>, seq: i64, entry: &NewEntry) -> rusqlite::Result<()> {

@@ -40,7 +40,9 @@ fn main() {
         return tokio::runtime::Runtime::new().expect("a runtime").block_on(abuse::abuse(address));
     }
     let exe = PathBuf::from(env!("CARGO_BIN_EXE_process-under-test"));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    // One thread makes the load, so that more of the processors is left to what is measured.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         scenarios::run(&exe, &pick).await;
         #[cfg(target_os = "linux")]
