@@ -33,11 +33,11 @@ use crate::{
 /// Entries read at once.
 const READ_ENTRIES: usize = 256;
 /// Bytes of text read at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+const READ_BYTES: usize = 2 * 1024 * 1024;
 /// Entries in memory, waiting or under way: 8 MB of usual deliveries.
 const WINDOW_ENTRIES: usize = 1024;
 /// Bytes of text in memory above which nothing more is read.
-const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// Wait before a journal that cannot be read is tried again.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 

@@ -252,6 +252,11 @@ impl IssueEvent {
         let size = |event: &Self| serde_json::to_vec(event).map_or(usize::MAX, |json| json.len());
         self.cut = true;
         self.changes = None;
+        // JSON makes no text shorter. What is surely too much goes before anything is measured.
+        let body = &mut self.issue.body;
+        let fits = (0..=max_bytes.min(body.len())).rev().find(|at| body.is_char_boundary(*at));
+        body.truncate(fits.unwrap_or(0));
+        body.shrink_to_fit();
         let over = size(self).saturating_sub(max_bytes);
         if over > 0 {
             cut_json_bytes(&mut self.issue.body, over);

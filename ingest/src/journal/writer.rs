@@ -28,9 +28,11 @@ use super::{
 const BATCH_ENTRIES: usize = 512;
 /// Bytes on disk at which a batch is closed.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How long a batch of several waits for more, once. Processors are what limits a busy ingest, and
-/// a commit costs them as much as some deliveries do. One that comes alone does not wait.
+/// How long a batch waits for more, once, when there is a rush. Processors are what limits a busy
+/// ingest, and a commit costs them as much as some deliveries do.
 const GATHER: Duration = Duration::from_millis(1);
+/// There is a rush when so many are committed at once. Without one nobody waits for others.
+const RUSH_ENTRIES: usize = 4;
 /// Least number of entries that one transaction clears away. Twice what the
 /// batch adds where that is more, so that it catches up without holding up the batch for long.
 const PRUNE_ENTRIES: usize = 128;
@@ -68,6 +70,8 @@ pub(super) struct Writer {
     next_seq: i64,
     written_through: i64,
     last_upkeep: Instant,
+    /// Entries of the last batch.
+    last_batch: usize,
     /// The last upkeep left something to clear away.
     behind: bool,
     /// Held for as long as the journal is open.
@@ -120,6 +124,7 @@ impl Writer {
             next_seq: last + 1,
             written_through: through,
             last_upkeep: Instant::now(),
+            last_batch: 0,
             behind: false,
             _lock: lock,
         })
@@ -146,7 +151,7 @@ impl Writer {
         let mut batch = Vec::with_capacity(BATCH_ENTRIES / 8);
         let mut bytes = 0;
         let mut next = Some(first);
-        let mut gathered = false;
+        let mut may_wait = true;
         while let Some(command) = next {
             match command {
                 Command::Append(waiting) => {
@@ -163,12 +168,14 @@ impl Writer {
                 break;
             }
             next = commands.try_recv().ok();
-            if next.is_none() && batch.len() > 1 && !gathered {
-                gathered = true;
+            let rush = batch.len().max(self.last_batch) >= RUSH_ENTRIES;
+            if next.is_none() && may_wait && rush {
+                may_wait = false;
                 wait_for_more();
                 next = commands.try_recv().ok();
             }
         }
+        self.last_batch = batch.len();
         self.commit(batch);
         true
     }

@@ -168,9 +168,12 @@ impl Publisher {
                 .map_err(|error| Causes(&error).to_string())
         };
         let limit = max_payload.saturating_sub((max_payload / 8).max(LEAST_HEADROOM));
-        let whole = wrap(event)?;
-        if whole.payload.len() <= limit {
-            return Ok(whole);
+        // JSON makes no text shorter: with one beyond the limit the whole need not be made.
+        if event.issue.body.len() <= limit {
+            let whole = wrap(event)?;
+            if whole.payload.len() <= limit {
+                return Ok(whole);
+            }
         }
         if !event.cut_to(limit) {
             return Err(too_large(max_payload));
