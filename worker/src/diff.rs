@@ -35,9 +35,9 @@ enum Age {
 /// Compares `event` with `known`; None means that nothing was ever told of this issue.
 pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Verdict {
     let digest: String = event.delivery.body_sha256.chars().take(SEEN_DIGITS).collect();
+    let age = known.map_or(Age::Newer, |state| age(state, event));
     // Still so after an attempt that told a part of its changes.
     let first_seen = known.is_none_or(|state| !state.has_event());
-    let age = known.filter(|_| !first_seen).map_or(Age::Newer, |state| age(state, event));
     let unseen = unseen();
     let before = known.unwrap_or(&unseen);
     let seen_before =
@@ -55,7 +55,7 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Verdict {
         believe_action(&mut changes, event);
     }
     // Within one second the payload cannot say which of two that differ is the last.
-    let contradicts = age == Age::Same && !changes.is_empty();
+    let contradicts = age == Age::Same && !first_seen && !changes.is_empty();
     let in_doubt = contradicts || (age == Age::Same && before.in_doubt);
     for change in &mut changes {
         change.in_doubt = contradicts;
