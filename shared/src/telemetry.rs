@@ -3,6 +3,8 @@
 //! Logs go to standard output. Traces go out by OTLP where an endpoint is set,
 //! and cost nothing otherwise.
 
+mod exporter;
+
 use std::{
     io::{BufWriter, IsTerminal},
     time::Duration,
@@ -22,6 +24,7 @@ use tracing_subscriber::{
     Layer, filter::FilterFn, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
 };
 
+use self::exporter::ReportingExporter;
 use crate::trace::{DeliveryIdGenerator, RatioSampler};
 
 /// How long the last spans may take to leave at shutdown.
@@ -171,7 +174,7 @@ fn tracer_provider(
         .with_endpoint(format!("{endpoint}/v1/traces"))
         .build()?;
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_batch_exporter(ReportingExporter::new(exporter))
         .with_id_generator(DeliveryIdGenerator::default())
         .with_sampler(Sampler::ParentBased(Box::new(RatioSampler::new(ratio))))
         .with_resource(resource(service))

@@ -660,19 +660,25 @@ async fn a_graceful_stop_sends_what_waits() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_away_holds_up_nothing() {
+async fn a_receiver_that_is_away_is_told_of_once_and_holds_up_nothing() {
     let (nats, data) = (Nats::start().await, temp_dir());
     let settings = exporting("http://127.0.0.1:1");
     let ingest = Service::ingest(&nats.url(), data.path(), &settings).await;
     let worker = Service::worker(&nats.url(), &settings).await;
-    for number in 1..=20 {
+    ingest.accepts(&assigned(1)).await;
+    for service in [&ingest, &worker] {
+        service.process.line_with("cannot export traces").await;
+    }
+    for number in 2..=20 {
         ingest.accepts(&assigned(number)).await;
     }
     settled(&reader(&nats).await, 20).await;
     for service in [ingest, worker] {
         let output = service.stop().await;
+        assert_eq!(output.matches("cannot export traces").count(), 1, "{output}");
+        // At most the last ones, which a stop tells of.
         let complaints = complaints(&output);
-        assert!(complaints.len() <= 1, "{complaints:#?}");
+        assert!(complaints.len() <= 2, "{complaints:#?}");
     }
 }
 
