@@ -74,15 +74,24 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     assert_eq!(system.worker.total("coordinator_dead_letters_total", "undecodable").await, 2.0);
 }
 
-/// A stream of changes that takes no more than it has.
-async fn fill_changes(system: &System, room: bool) {
+/// A stream of changes that takes so many more, or any number.
+async fn leave_room(system: &System, changes: Option<i64>) {
     let stream = system.js.get_stream(streams::CHANGES).await.expect("the stream of changes");
+    let there = stream.cached_info().state.messages as i64;
     let config = Config {
-        max_messages: if room { -1 } else { stream.cached_info().state.messages.max(1) as i64 },
+        max_messages: changes.map_or(-1, |more| there + more),
         discard: DiscardPolicy::New,
         ..stream.cached_info().config.clone()
     };
     system.js.update_stream(config).await.expect("update the stream");
+}
+
+async fn tried_again(system: &System, times: f64) {
+    wait::until("more attempts", || async {
+        let again = system.worker.total("coordinator_redeliveries_total", "").await;
+        (again >= times).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,17 +99,31 @@ async fn what_fails_for_a_while_is_tried_again_and_told_once() {
     let system = System::start().await;
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
     system.settled(1).await;
-    fill_changes(&system, false).await;
+    leave_room(&system, Some(0)).await;
     system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
-    wait::until("two more attempts", || async {
-        let again = system.worker.total("coordinator_redeliveries_total", "").await;
-        (again >= 2.0).then_some(())
-    })
-    .await;
-    fill_changes(&system, true).await;
+    tried_again(&system, 2.0).await;
+    leave_room(&system, None).await;
     system.settled(2).await;
     assert_eq!(summaries(&system).await, ["assigned +bot", "unassigned -bot"]);
     assert_eq!(bus::count(&system.js, streams::DEAD_LETTERS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_half_way_is_gone_on_with_as_if_it_had_not() {
+    let system = System::start().await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    leave_room(&system, Some(1)).await;
+    // An issue that nobody knows yet, and two changes: the second one finds no room.
+    let both = Issue::new(1, 2).assigned(&["tom"]).state("closed").at(1).delivery("edited");
+    system.send_accepted(&both).await;
+    tried_again(&system, 2.0).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "closed"]);
+    leave_room(&system, None).await;
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "closed", "assigned +tom"]);
+    let changes = bus::changes(&system.js).await;
+    assert!(changes.iter().all(|change| change.first_seen && !change.in_doubt), "{changes:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,11 +131,11 @@ async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriv
     let system = System::start_with(&[], &["--max-attempts", "2"]).await;
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
     system.settled(1).await;
-    fill_changes(&system, false).await;
+    leave_room(&system, Some(0)).await;
     system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
     let letter = dead_letters(&system, 1).await.remove(0);
     assert_eq!(letter.header(dead_letter::ATTEMPTS), "2");
-    fill_changes(&system, true).await;
+    leave_room(&system, None).await;
     // The next event of the issue makes good what was parked: it compares with what was told.
     let closed = Issue::new(1, 1).state("closed").at(3).delivery("closed");
     system.send_accepted(&closed).await;
