@@ -79,7 +79,8 @@ async fn leave_room(system: &System, changes: Option<i64>) {
     let stream = system.js.get_stream(streams::CHANGES).await.expect("the stream of changes");
     let there = stream.cached_info().state.messages as i64;
     let config = Config {
-        max_messages: changes.map_or(-1, |more| there + more),
+        // None at all would mean no limit.
+        max_messages: changes.map_or(-1, |more| (there + more).max(1)),
         discard: DiscardPolicy::New,
         ..stream.cached_info().config.clone()
     };

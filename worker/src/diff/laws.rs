@@ -153,7 +153,7 @@ fn check_changes(
     assert!(changes.is_sorted_by(|a, b| place(a) < place(b)), "in order, and one of a kind");
     let mut told = Told::of(known);
     for (n, change) in changes.iter().enumerate() {
-        told.apply(change);
+        told.apply(change, known.is_none());
         assert_eq!(change.assignees, event.issue.assignee_logins());
         assert_eq!(change.cause.delivery_id, event.delivery.id);
         assert_eq!(change.first_seen, known.is_none_or(|state| !state.has_event()));
@@ -202,16 +202,16 @@ impl Told {
         })
     }
 
-    /// Applies a change, which must be one that is possible.
-    fn apply(&mut self, change: &Change) {
-        let Change { kind, added, removed, first_seen, .. } = change;
+    /// Applies a change, which must be one that is possible. Of an issue that nothing at all is
+    /// known of the action is `believed`, and of no other.
+    fn apply(&mut self, change: &Change, believed: bool) {
+        let Change { kind, added, removed, .. } = change;
         let (adds, removes) = (!added.is_empty(), !removed.is_empty());
         match kind {
             ChangeKind::Assigned => assert!(adds && !removes),
-            // Of an issue seen first the action is believed.
-            ChangeKind::Unassigned => assert!(!adds && (removes || *first_seen)),
+            ChangeKind::Unassigned => assert!(!adds && removes != believed),
             ChangeKind::Closed => assert!(!adds && !removes && !self.closed),
-            ChangeKind::Reopened => assert!(!adds && !removes && (self.closed || *first_seen)),
+            ChangeKind::Reopened => assert!(!adds && !removes && self.closed != believed),
         }
         for login in added {
             assert!(self.assignees.insert(login.clone()), "{login} was there");
