@@ -1,5 +1,7 @@
 //! One request to the webhook, from its head to its answer.
 
+mod about;
+
 use std::{sync::Arc, time::Instant};
 
 use axum::{
@@ -10,7 +12,6 @@ use axum::{
     response::Response,
     routing::post,
 };
-use opentelemetry::trace::TraceId;
 use sha2::{Digest, Sha256};
 use shared::{
     event::{self, IssueEvent},
@@ -18,10 +19,11 @@ use shared::{
     trace::{self, Traceparent},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{Instrument, Span, field, info, info_span, record_all};
+use tracing::{Instrument, Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
+use self::about::About;
 use crate::{
     body::{BodyLimits, HeldBody},
     config::IngestConfig,
@@ -80,10 +82,10 @@ pub(crate) fn router(receiver: Receiver) -> Router {
 async fn webhook(State(receiver): State<Receiver>, request: Request) -> Response {
     let started = Instant::now();
     let (head, body) = request.into_parts();
-    let (delivery_id, trace_id) = identify(&head.headers);
-    let span = request_span(delivery_id, trace_id, &head.headers);
+    let mut about = About::of(&head.headers);
+    let span = request_span(&about);
     async {
-        let fate = match receiver.receive(delivery_id, trace_id, &head.headers, body).await {
+        let fate = match receiver.receive(&mut about, &head.headers, body).await {
             Ok(fate) => fate,
             Err(refusal) => Fate::Refused(refusal),
         };
@@ -91,8 +93,8 @@ async fn webhook(State(receiver): State<Receiver>, request: Request) -> Response
         note_status(status, outcome);
         let seconds = started.elapsed().as_secs_f64();
         receiver.instruments.answered(WEBHOOK, outcome, status.as_u16(), seconds);
-        log_fate(&fate);
-        fate.into_reply(delivery_id, trace_id)
+        about.log(&fate);
+        fate.into_reply(about.delivery_id, about.trace_id)
     }
     .instrument(span)
     .await
@@ -101,8 +103,7 @@ async fn webhook(State(receiver): State<Receiver>, request: Request) -> Response
 impl Receiver {
     async fn receive(
         &self,
-        delivery_id: Uuid,
-        trace_id: TraceId,
+        about: &mut About,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Fate, Refusal> {
@@ -116,17 +117,17 @@ impl Receiver {
         let body = self.body_limits.read(headers, body).await?;
         let received_at = Timestamp::now();
         let (parsed, packed, body_sha256, memory) =
-            self.verify_and_parse(delivery_id, received_at, headers, claim, body).await?;
+            self.verify_and_parse(about.delivery_id, received_at, headers, claim, body).await?;
         let event = match parsed {
             Parsed::Ignored(reason) => return Ok(Fate::Ignored { reason }),
             Parsed::Event(event) => event,
         };
-        describe(&event);
+        about.learn(&event);
         let waiting = journal_span(&event);
         let entry = NewEntry {
-            delivery_id,
+            delivery_id: about.delivery_id,
             event_type: text(headers, "x-gitea-event-type"),
-            traceparent: Traceparent::of_span(&Span::current(), trace_id),
+            traceparent: Traceparent::of_span(&Span::current(), about.trace_id),
             body_sha256,
             packed,
             event,
@@ -180,53 +181,30 @@ impl Receiver {
     }
 }
 
-/// The delivery's id and its trace. An id that is no UUID is replaced, so that
-/// every delivery has one that can be found.
-fn identify(headers: &HeaderMap) -> (Uuid, TraceId) {
-    let id = ["x-gitea-delivery", "x-forgejo-delivery", "x-gogs-delivery"]
-        .iter()
-        .find_map(|name| headers.get(*name))
-        .and_then(|value| value.to_str().ok())
-        .filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH)
-        .and_then(|text| Uuid::try_parse(text).ok())
-        .filter(|id| !id.is_nil())
-        .unwrap_or_else(Uuid::new_v4);
-    (id, trace::trace_id(id))
-}
-
 /// The span of the request, root of the delivery's trace. An inbound
 /// `traceparent` is let be: anybody can send one here.
-fn request_span(delivery_id: Uuid, trace_id: TraceId, headers: &HeaderMap) -> Span {
+fn request_span(about: &About) -> Span {
     let span = info_span!(
         parent: None,
         "POST /webhook/gitea",
         otel.kind = "server",
         otel.status_code = field::Empty,
         error.r#type = field::Empty,
-        gitea.delivery.id = %delivery_id,
-        trace_id = %trace_id,
-        gitea.event = text(headers, "x-gitea-event"),
+        gitea.delivery.id = %about.delivery_id,
+        trace_id = %about.trace_id,
+        gitea.event = about.event,
         gitea.action = field::Empty,
         gitea.repository = field::Empty,
         gitea.issue.ref = field::Empty,
     );
-    trace::make_root(&span, trace_id);
+    if span.is_disabled() {
+        return span;
+    }
+    trace::make_root(&span, about.trace_id);
     span.set_attribute("http.request.method", "POST");
     span.set_attribute("http.route", WEBHOOK);
     span.set_attribute("url.path", WEBHOOK);
     span
-}
-
-/// Puts on the span, and so on every log line within it, what the delivery is about.
-fn describe(event: &IssueEvent) {
-    let span = Span::current();
-    record_all!(
-        span,
-        gitea.action = event.action.as_str(),
-        gitea.repository = event.repository.full_name(),
-        gitea.issue.ref = event.issue_ref(),
-    );
-    trace::describe_repository(&span, &event.repository);
 }
 
 /// The span of the wait for the journal. No log line stands in it, so it is there for traces alone.
@@ -247,18 +225,6 @@ fn note_status(status: StatusCode, outcome: &'static str) {
     if status.is_server_error() {
         span.record("otel.status_code", "ERROR");
         span.record("error.type", outcome);
-    }
-}
-
-/// The one line that says what became of a delivery here.
-fn log_fate(fate: &Fate) {
-    let (outcome, status) = (fate.outcome(), fate.status().as_u16());
-    match fate {
-        Fate::Accepted { .. } => info!(outcome, status, "delivery accepted"),
-        Fate::Ignored { .. } => info!(outcome, status, "delivery ignored"),
-        Fate::Refused(refusal) => {
-            info!(outcome, status, field = refusal.field, "delivery refused");
-        }
     }
 }
 

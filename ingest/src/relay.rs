@@ -16,6 +16,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use shared::{
     broker::{Broker, Session},
     causes::Causes,
+    trace,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -139,7 +140,11 @@ impl Relay {
     async fn note(&self, lanes: &mut Lanes, offer: &Offer, published: Published) -> Option<Offer> {
         match published {
             Published::Interrupted => return None,
-            Published::Refused(reason) => self.journal.set_aside(offer.entry.seq, reason).await,
+            Published::Refused(reason) => {
+                let Entry { seq, delivery_id, .. } = &offer.entry;
+                error!(gitea.delivery.id = %delivery_id, trace_id = %trace::trace_id(*delivery_id), seq, reason, "set aside");
+                self.journal.set_aside(*seq, reason).await;
+            }
             Published::Confirmed => {}
         }
         lanes.done(offer)

@@ -27,7 +27,7 @@ use shared::{
     trace::{self, Traceparent},
 };
 use tokio::sync::Mutex;
-use tracing::{Instrument, Span, debug, error, field, info, info_span, warn};
+use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
 use super::lanes::Offer;
 use crate::{
@@ -91,10 +91,7 @@ impl Publisher {
     pub(super) async fn publish(&self, offer: &mut Offer, session: &Session) -> Published {
         let event = match event(&mut offer.entry) {
             Ok(event) => event,
-            Err(reason) => {
-                error!(gitea.delivery.id = %offer.entry.delivery_id, reason, "set aside");
-                return Published::Refused(reason);
-            }
+            Err(reason) => return Published::Refused(reason),
         };
         let seq = offer.entry.seq;
         let mut ending = self.unfinished().remove(&seq).unwrap_or_else(|| {
@@ -150,7 +147,7 @@ impl Publisher {
                         return Published::Refused(too_large(max_payload));
                     }
                 }
-                Err(failure) => self.failed(started, &failure),
+                Err(failure) => self.failed(offer, started, &failure),
             }
             tokio::time::sleep(backoff.next()).await;
         }
@@ -224,20 +221,22 @@ impl Publisher {
         let age = Timestamp::now().unix_micros() - offer.entry.received_at.unix_micros();
         let seconds = offer.first.then_some(age.max(0) as f64 / 1e6);
         self.instruments.published(known_before, seconds);
-        debug!(seq = offer.entry.seq, duplicate = known_before, "published");
+        let Entry { seq, delivery_id, .. } = &offer.entry;
+        debug!(gitea.delivery.id = %delivery_id, seq, duplicate = known_before, "published");
         if self.failing.swap(false, Ordering::Relaxed) {
             info!(parent: None, "publishing again");
         }
     }
 
     /// An outage is one line at its start and one at its end, however many deliveries wait.
-    fn failed(&self, started: Instant, failure: &Failure) {
+    fn failed(&self, offer: &Offer, started: Instant, failure: &Failure) {
         self.instruments.publish_failed();
+        let id = &offer.entry.delivery_id;
         let error = self.broker.explain(started, failure.to_string());
         if self.failing.swap(true, Ordering::Relaxed) {
-            debug!(error, "cannot publish yet");
+            debug!(gitea.delivery.id = %id, error, "cannot publish yet");
         } else {
-            warn!(error, "cannot publish, trying on; deliveries are kept meanwhile");
+            warn!(gitea.delivery.id = %id, error, "cannot publish, trying on; deliveries are kept meanwhile");
         }
     }
 }
