@@ -4,11 +4,9 @@
 //! and cost nothing otherwise.
 
 mod exporter;
+mod gathering;
 
-use std::{
-    io::{BufWriter, IsTerminal},
-    time::Duration,
-};
+use std::{io::IsTerminal, time::Duration};
 
 use opentelemetry::{global, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -24,8 +22,11 @@ use tracing_subscriber::{
     Layer, filter::FilterFn, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
 };
 
-use self::exporter::ReportingExporter;
+use self::{exporter::ReportingExporter, gathering::GatheringWriter};
 use crate::trace::{DeliveryIdGenerator, RatioSampler};
+
+/// Lines that may wait to be written out; each place takes memory from the start.
+const WAITING_LINES: usize = 32 * 1024;
 
 /// How long the last spans may take to leave at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,10 +75,12 @@ pub struct Telemetry {
 impl Telemetry {
     /// Installs logs and traces for the whole process. `service` names it in traces.
     pub fn init(config: &TelemetryConfig, service: &str) -> Result<Self, TelemetryError> {
-        // A pipe that nobody reads must not stop deliveries: beyond 128,000 waiting lines they are dropped.
-        // Lines that wait together go out in one write.
-        let stdout = BufWriter::new(std::io::stdout());
-        let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(stdout);
+        // A pipe that nobody reads must not stop deliveries: what is too much to wait is dropped.
+        let stdout = GatheringWriter::new(std::io::stdout());
+        let (writer, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(WAITING_LINES)
+            .finish(stdout);
         let format = config.format.unwrap_or_else(|| {
             if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json }
         });
@@ -92,10 +95,10 @@ impl Telemetry {
                 .with_threads(false)
                 .with_tracked_inactivity(false)
                 .with_target(false)
-                .with_filter(spans_and(Level::WARN))
+                .with_filter(traced())
         });
         tracing_subscriber::registry()
-            .with(log_layer(format, writer).with_filter(spans_and(config.level)))
+            .with(log_layer(format, writer).with_filter(logged(config.level)))
             .with(trace_layer)
             .try_init()?;
         Ok(Self { traces, format, _log_writer: guard })
@@ -119,14 +122,25 @@ impl Telemetry {
     }
 }
 
-/// Spans of this project whatever the level (they carry the fields of the
-/// log lines within them), and events of at least `level`.
-fn spans_and(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+/// For traces: spans of this project whatever the level, and events that tell of trouble.
+fn traced() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    FilterFn::new(|metadata| {
+        if metadata.is_span() {
+            is_ours(metadata.target())
+        } else {
+            *metadata.level() <= Level::WARN
+        }
+    })
+    .with_max_level_hint(LevelFilter::INFO)
+}
+
+/// For the log: events of at least `level`, and the spans that carry the fields of the lines
+/// within them. Ingest's lines name their delivery themselves, since a span that is kept for
+/// one line costs more than all else about that line.
+fn logged(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
     FilterFn::new(move |metadata| {
         if metadata.is_span() {
-            ["ingest", "worker", "shared", "coordinator"]
-                .iter()
-                .any(|name| metadata.target().split("::").next() == Some(name))
+            is_ours(metadata.target()) && crate_of(metadata.target()) != "ingest"
         } else {
             // Libraries speak up only when something is wrong.
             *metadata.level() <= level
@@ -137,7 +151,11 @@ fn spans_and(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
 }
 
 fn is_ours(target: &str) -> bool {
-    matches!(target.split("::").next(), Some("ingest" | "worker" | "shared" | "coordinator"))
+    matches!(crate_of(target), "ingest" | "worker" | "shared" | "coordinator")
+}
+
+fn crate_of(target: &str) -> &str {
+    target.split_once("::").map_or(target, |(first, _)| first)
 }
 
 fn log_layer<S>(format: LogFormat, writer: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>

@@ -1,0 +1,41 @@
+//! Where log lines go out from, by the thread that writes them.
+
+use std::{
+    io::{BufWriter, Result, Write},
+    thread,
+    time::Duration,
+};
+
+/// How long lines may gather after some were written out.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// Writes a line at once when all was quiet, and lets those that come right behind it share the
+/// next write. Meanwhile whoever logs need not wake this thread, which is most of what that costs.
+pub(super) struct GatheringWriter<W: Write>(BufWriter<W>);
+
+impl<W: Write> GatheringWriter<W> {
+    pub(super) fn new(output: W) -> Self {
+        Self(BufWriter::new(output))
+    }
+}
+
+impl<W: Write> Write for GatheringWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.0.write(bytes)
+    }
+
+    /// Called when no line waits.
+    fn flush(&mut self) -> Result<()> {
+        self.0.flush()?;
+        wait_for_more();
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is a thread that only writes; what it waits for must not wake it"
+)]
+fn wait_for_more() {
+    thread::sleep(GATHER);
+}
