@@ -14,6 +14,7 @@ mod upkeep;
 mod writer;
 
 use std::{
+    cell::RefCell,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -25,6 +26,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use lz4_flex::block::{CompressTable, compress_into_with_table};
 use shared::{event::IssueEvent, timestamp::Timestamp, trace::Traceparent};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -130,17 +132,39 @@ pub(crate) struct Packed {
     text_bytes: usize,
 }
 
+thread_local! {
+    /// What packing a small text needs beside it, made once.
+    static PACKING: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
+}
+
 impl Packed {
     pub(crate) fn new(text: &[u8]) -> Self {
-        let lz4 =
-            packed_in_pages(text).unwrap_or_else(|| lz4_flex::compress_prepend_size(text).into());
+        let packed = if text.len() <= SMALL_BYTES {
+            PACKING.with_borrow_mut(|(table, room)| packed_in_room(room, table, text))
+        } else {
+            packed_in_pages(text)
+        };
+        let lz4 = packed.unwrap_or_else(|| lz4_flex::compress_prepend_size(text).into());
         Self { lz4, text_bytes: text.len() }
     }
 }
 
-/// The same for a large text: room for the worst case costs only what is written of it.
+/// A small text, packed into no more memory than it then needs.
+fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) -> Option<Bytes> {
+    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
+    let most = length.len() + lz4_flex::block::get_maximum_output_size(text.len());
+    if room.len() < most {
+        room.resize(most, 0);
+    }
+    let (prefix, block) = room.split_at_mut(length.len());
+    prefix.copy_from_slice(&length);
+    let bytes = length.len() + compress_into_with_table(text, block, table).ok()?;
+    Some(Bytes::copy_from_slice(&room[..bytes]))
+}
+
+/// A large text: room for the worst case costs only what is written of it.
 fn packed_in_pages(text: &[u8]) -> Option<Bytes> {
-    let length = u32::try_from(text.len()).ok().filter(|_| text.len() > SMALL_BYTES)?.to_le_bytes();
+    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
     let most = length.len() + lz4_flex::block::get_maximum_output_size(text.len());
     let mut pages = buffer::pages(most).ok()?;
     let (prefix, block) = pages.split_at_mut(length.len());
@@ -248,12 +272,12 @@ impl Journal {
     /// Keeps a delivery. Returns once it is on disk.
     pub(crate) async fn append(&self, entry: NewEntry) -> Result<Kept, AppendError> {
         let (reply, kept) = oneshot::channel();
-        self.commands.try_send(Command::Append(Waiting { entry, reply })).map_err(|error| {
-            match error {
+        self.commands.try_send(Command::Append(Box::new(Waiting { entry, reply }))).map_err(
+            |error| match error {
                 TrySendError::Full(_) => AppendError::Busy,
                 TrySendError::Disconnected(_) => AppendError::Unwritable,
-            }
-        })?;
+            },
+        )?;
         kept.await.unwrap_or(Err(AppendError::Unwritable))
     }
 

@@ -1,9 +1,11 @@
 //! Events and changes ⇄ NATS messages: JSON payload, CloudEvents attributes as
 //! `ce-*` headers (binary mode), trace context, message id.
 
+use std::borrow::Cow;
+
 use async_nats::{
     HeaderMap,
-    header::{HeaderValue, NATS_MESSAGE_ID},
+    header::{HeaderName, HeaderValue, NATS_MESSAGE_ID},
 };
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -77,7 +79,7 @@ impl Envelope {
             &event.issue_ref(),
             &event.delivery.received_at.to_string(),
         );
-        headers.insert(TRACEPARENT, traceparent.to_string().as_str());
+        headers.insert(HeaderName::from_static(TRACEPARENT), traceparent.to_string().as_str());
         Ok(Self {
             subject: EventSubject::of(event).to_string(),
             headers,
@@ -102,7 +104,7 @@ impl Envelope {
             &format!("{}#{}", change.repository.full_name(), change.issue.number),
             &change.cause.received_at.to_string(),
         );
-        headers.insert(TRACEPARENT, traceparent.to_string().as_str());
+        headers.insert(HeaderName::from_static(TRACEPARENT), traceparent.to_string().as_str());
         Ok(Self {
             subject: subject::of_change(change),
             headers,
@@ -160,8 +162,8 @@ fn cloud_event(
         ("ce-time", time),
         ("content-type", "application/json"),
     ] {
-        let value = utf8_percent_encode(value, HEADER_VALUE).to_string();
-        headers.insert(name, value.as_str());
+        let value: Cow<'_, str> = utf8_percent_encode(value, HEADER_VALUE).into();
+        headers.insert(HeaderName::from_static(name), &*value);
     }
 }
 

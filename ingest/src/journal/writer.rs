@@ -43,8 +43,12 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Append(Waiting),
-    SetAside { seq: i64, reason: String },
+    /// Apart, since the queue has its places for all of them from the start.
+    Append(Box<Waiting>),
+    SetAside {
+        seq: i64,
+        reason: String,
+    },
     Close,
 }
 
@@ -156,7 +160,7 @@ impl Writer {
             match command {
                 Command::Append(waiting) => {
                     bytes += waiting.entry.packed.lz4.len();
-                    batch.push(waiting);
+                    batch.push(*waiting);
                 }
                 Command::SetAside { seq, reason } => self.set_aside(seq, &reason),
                 Command::Close => {
@@ -206,7 +210,11 @@ impl Writer {
     }
 
     fn transact(&mut self, batch: &[Waiting], upkeep: bool) -> rusqlite::Result<Done> {
-        let mut done = Done::default();
+        let mut done = Done {
+            outcomes: Vec::with_capacity(batch.len()),
+            added: Vec::with_capacity(batch.len()),
+            ..Done::default()
+        };
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for Waiting { entry, .. } in batch {
@@ -265,13 +273,13 @@ impl Writer {
         self.known.forget(&done.removed, &done.cleared_filters);
         let mut committed = Vec::with_capacity(done.added.len());
         let mut replies = Vec::with_capacity(batch.len());
-        for (waiting, outcome) in batch.into_iter().zip(done.outcomes) {
+        for (Waiting { entry, reply }, outcome) in batch.into_iter().zip(done.outcomes) {
             if outcome == Ok(Kept::New) {
-                self.known.insert(waiting.entry.delivery_id, self.next_seq);
-                committed.push(waiting.entry.committed_as(self.next_seq));
+                self.known.insert(entry.delivery_id, self.next_seq);
+                committed.push(entry.committed_as(self.next_seq));
                 self.next_seq += 1;
             }
-            replies.push((waiting.reply, outcome));
+            replies.push((reply, outcome));
         }
         status.last_seq.store(self.next_seq - 1, Ordering::Relaxed);
         if !committed.is_empty() {
