@@ -685,6 +685,22 @@ async fn a_receiver_that_is_away_is_told_of_once_and_holds_up_nothing() {
     }
 }
 
+#[tokio::test]
+async fn what_no_broker_takes_has_a_line_that_says_why() {
+    let (nats, data) = (Nats::start_with("max_payload: 50000").await, temp_dir());
+    let ingest = Service::ingest(&nats.url(), data.path(), &[("LOG_FORMAT", "json")]).await;
+    let logins: Vec<String> = (0..600).map(|n| format!("{n:0100}")).collect();
+    let logins: Vec<&str> = logins.iter().map(String::as_str).collect();
+    let delivery = Issue::new(1, 1).assigned(&logins).delivery("assigned");
+    ingest.accepts(&delivery).await;
+    ingest.process.line_with("set aside").await;
+    let complaints = complaints(&ingest.stop().await);
+    let [line] = &complaints[..] else { panic!("{complaints:#?}") };
+    assert_eq!(line["gitea.delivery.id"], delivery.id(), "{line}");
+    assert_eq!(line["trace_id"], trace_id(delivery.id()), "{line}");
+    assert!(line["reason"].as_str().expect("a reason").contains("max_payload of 50000"), "{line}");
+}
+
 /// Two deliveries that are accepted, the first of them again, one that is
 /// forged and one that is of no interest.
 struct Told {

@@ -49,6 +49,7 @@ pub(crate) struct Processed {
 
 /// The span of a message: child of the publish span, and linked to it.
 pub(crate) fn span(message: &Message) -> Span {
+    let parent = envelope::traceparent(message.headers.as_ref());
     let span = info_span!(
         parent: None,
         "process gitea.issues",
@@ -56,16 +57,15 @@ pub(crate) fn span(message: &Message) -> Span {
         otel.status_code = field::Empty,
         error.r#type = field::Empty,
         gitea.delivery.id = field::Empty,
-        trace_id = field::Empty,
+        trace_id = parent.map(|parent| field::display(parent.trace_id)),
         gitea.event = "issues",
         gitea.action = field::Empty,
         gitea.repository = field::Empty,
         gitea.issue.ref = field::Empty,
     );
-    if let Some(parent) = envelope::traceparent(message.headers.as_ref()) {
+    if let Some(parent) = parent {
         trace::make_child(&span, &parent);
         span.add_link(parent.span_context());
-        span.record("trace_id", field::display(parent.trace_id));
     }
     // Set here, so that a message that cannot be read has them too.
     if trace::is_sampled(&span) {

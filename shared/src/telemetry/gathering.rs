@@ -39,3 +39,21 @@ impl<W: Write> Write for GatheringWriter<W> {
 fn wait_for_more() {
     thread::sleep(GATHER);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_wait_for_the_flush_and_then_go_out_as_one() {
+        let (mut reader, writer) = std::io::pipe().expect("pipe");
+        let mut writer = GatheringWriter::new(writer);
+        for line in ["first\n", "second\n"] {
+            writer.write_all(line.as_bytes()).expect("room");
+        }
+        writer.flush().expect("flush");
+        let mut read = [0; 64];
+        let bytes = std::io::Read::read(&mut reader, &mut read).expect("what was written");
+        assert_eq!(&read[..bytes], b"first\nsecond\n");
+    }
+}
