@@ -26,7 +26,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use lz4_flex::block::{CompressTable, compress_into_with_table};
+use lz4_flex::block::{
+    CompressError, CompressTable, compress_into, compress_into_with_table, get_maximum_output_size,
+};
 use shared::{event::IssueEvent, timestamp::Timestamp, trace::Traceparent};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -151,26 +153,36 @@ impl Packed {
 
 /// A small text, packed into no more memory than it then needs.
 fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) -> Option<Bytes> {
-    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
-    let most = length.len() + lz4_flex::block::get_maximum_output_size(text.len());
+    let most = most_packed(text);
     if room.len() < most {
         room.resize(most, 0);
     }
-    let (prefix, block) = room.split_at_mut(length.len());
-    prefix.copy_from_slice(&length);
-    let bytes = length.len() + compress_into_with_table(text, block, table).ok()?;
+    let bytes = pack(text, room, |text, block| compress_into_with_table(text, block, table))?;
     Some(Bytes::copy_from_slice(&room[..bytes]))
 }
 
 /// A large text: room for the worst case costs only what is written of it.
 fn packed_in_pages(text: &[u8]) -> Option<Bytes> {
-    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
-    let most = length.len() + lz4_flex::block::get_maximum_output_size(text.len());
-    let mut pages = buffer::pages(most).ok()?;
-    let (prefix, block) = pages.split_at_mut(length.len());
-    prefix.copy_from_slice(&length);
-    let bytes = length.len() + lz4_flex::block::compress_into(text, block).ok()?;
+    let mut pages = buffer::pages(most_packed(text)).ok()?;
+    let bytes = pack(text, &mut pages, compress_into)?;
     Some(Bytes::from_owner(pages).slice(..bytes))
+}
+
+fn most_packed(text: &[u8]) -> usize {
+    size_of::<u32>() + get_maximum_output_size(text.len())
+}
+
+/// Writes a text's length and what `compress` makes of it, as `compress_prepend_size` does.
+/// Returns how many bytes that are.
+fn pack(
+    text: &[u8],
+    room: &mut [u8],
+    compress: impl FnOnce(&[u8], &mut [u8]) -> Result<usize, CompressError>,
+) -> Option<usize> {
+    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
+    let (prefix, block) = room.split_at_mut(length.len());
+    prefix.copy_from_slice(&length);
+    Some(length.len() + compress(text, block).ok()?)
 }
 
 /// How the journal is doing.

@@ -249,3 +249,14 @@ async fn a_journal_of_the_first_version_gets_its_filters() {
     journal.close().await;
     assert_eq!(rows(&directory, "SELECT count(*) FROM id_filters"), 1);
 }
+
+#[test]
+fn texts_of_any_size_unpack_to_what_they_were() {
+    for bytes in [0, 1, 5_000, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 3, 5 * SMALL_BYTES] {
+        let text: Vec<u8> = (0..bytes).map(|n| (n * n / 7) as u8).collect();
+        let packed = Packed::new(&text);
+        assert_eq!(packed.text_bytes, bytes);
+        let unpacked = lz4_flex::decompress_size_prepended(&packed.lz4).expect("an LZ4 block");
+        assert!(unpacked == text, "{bytes} bytes");
+    }
+}
