@@ -16,7 +16,6 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use shared::{
     broker::{Broker, Session},
     causes::Causes,
-    trace,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -141,9 +140,10 @@ impl Relay {
         match published {
             Published::Interrupted => return None,
             Published::Refused(reason) => {
-                let Entry { seq, delivery_id, .. } = &offer.entry;
-                error!(gitea.delivery.id = %delivery_id, trace_id = %trace::trace_id(*delivery_id), seq, reason, "set aside");
-                self.journal.set_aside(*seq, reason).await;
+                let entry = &offer.entry;
+                let (id, trace_id) = (entry.delivery_id, entry.trace_id());
+                error!(gitea.delivery.id = %id, %trace_id, seq = entry.seq, reason, "set aside");
+                self.journal.set_aside(entry.seq, reason).await;
             }
             Published::Confirmed => {}
         }

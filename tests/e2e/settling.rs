@@ -188,7 +188,7 @@ async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
 }
 
 /// An issue with so many assignees that their names alone are this large, in bytes.
-fn crowd(number: u64, bytes: usize) -> Issue {
+pub fn crowd(number: u64, bytes: usize) -> Issue {
     let logins: Vec<String> = (0..bytes / 100).map(|n| format!("{n:0100}")).collect();
     let logins: Vec<&str> = logins.iter().map(String::as_str).collect();
     Issue::new(1, number).assigned(&logins)

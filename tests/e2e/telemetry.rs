@@ -22,6 +22,8 @@ use tests::{
 };
 use uuid::Uuid;
 
+use crate::settling::crowd;
+
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 /// Where no broker is.
 const NOWHERE: &str = "nats://127.0.0.1:1";
@@ -689,9 +691,7 @@ async fn a_receiver_that_is_away_is_told_of_once_and_holds_up_nothing() {
 async fn what_no_broker_takes_has_a_line_that_says_why() {
     let (nats, data) = (Nats::start_with("max_payload: 50000").await, temp_dir());
     let ingest = Service::ingest(&nats.url(), data.path(), &[("LOG_FORMAT", "json")]).await;
-    let logins: Vec<String> = (0..600).map(|n| format!("{n:0100}")).collect();
-    let logins: Vec<&str> = logins.iter().map(String::as_str).collect();
-    let delivery = Issue::new(1, 1).assigned(&logins).delivery("assigned");
+    let delivery = crowd(1, 60_000).delivery("assigned");
     ingest.accepts(&delivery).await;
     ingest.process.line_with("set aside").await;
     let complaints = complaints(&ingest.stop().await);

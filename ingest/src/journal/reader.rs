@@ -2,8 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
+use opentelemetry::trace::TraceId;
 use rusqlite::{Connection, OpenFlags, Row};
-use shared::{event::IssueEvent, timestamp::Timestamp, trace::Traceparent};
+use shared::{
+    event::IssueEvent,
+    timestamp::Timestamp,
+    trace::{self, Traceparent},
+};
 use uuid::Uuid;
 
 use super::{JournalError, tail::Tail};
@@ -22,6 +27,12 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     /// Length of the text, in bytes.
     pub(crate) text_bytes: usize,
+}
+
+impl Entry {
+    pub(crate) fn trace_id(&self) -> TraceId {
+        trace::trace_id(self.delivery_id)
+    }
 }
 
 /// What an entry holds.

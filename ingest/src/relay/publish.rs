@@ -15,7 +15,6 @@ use async_nats::jetstream::{
     message::PublishMessage,
     publish::PublishAck,
 };
-use opentelemetry::trace::TraceId;
 use shared::{
     broker::{Broker, Session},
     causes::Causes,
@@ -181,7 +180,7 @@ impl Publisher {
     fn traceparent(&self, entry: &Entry) -> Traceparent {
         Traceparent::exported(&Span::current())
             .or(entry.traceparent)
-            .unwrap_or_else(|| Traceparent::of_span(&Span::none(), trace_id(entry)))
+            .unwrap_or_else(|| Traceparent::of_span(&Span::none(), entry.trace_id()))
     }
 
     async fn attempt(&self, envelope: Envelope, session: &Session) -> Result<PublishAck, Failure> {
@@ -221,8 +220,9 @@ impl Publisher {
         let age = Timestamp::now().unix_micros() - offer.entry.received_at.unix_micros();
         let seconds = offer.first.then_some(age.max(0) as f64 / 1e6);
         self.instruments.published(known_before, seconds);
-        let Entry { seq, delivery_id, .. } = &offer.entry;
-        debug!(gitea.delivery.id = %delivery_id, seq, duplicate = known_before, "published");
+        let (id, trace_id) = (offer.entry.delivery_id, offer.entry.trace_id());
+        let (seq, duplicate) = (offer.entry.seq, known_before);
+        debug!(gitea.delivery.id = %id, %trace_id, seq, duplicate, "published");
         if self.failing.swap(false, Ordering::Relaxed) {
             info!(parent: None, "publishing again");
         }
@@ -231,12 +231,17 @@ impl Publisher {
     /// An outage is one line at its start and one at its end, however many deliveries wait.
     fn failed(&self, offer: &Offer, started: Instant, failure: &Failure) {
         self.instruments.publish_failed();
-        let id = &offer.entry.delivery_id;
+        let (id, trace_id) = (offer.entry.delivery_id, offer.entry.trace_id());
         let error = self.broker.explain(started, failure.to_string());
         if self.failing.swap(true, Ordering::Relaxed) {
-            debug!(gitea.delivery.id = %id, error, "cannot publish yet");
+            debug!(gitea.delivery.id = %id, %trace_id, error, "cannot publish yet");
         } else {
-            warn!(gitea.delivery.id = %id, error, "cannot publish, trying on; deliveries are kept meanwhile");
+            warn!(
+                gitea.delivery.id = %id,
+                %trace_id,
+                error,
+                "cannot publish, trying on; deliveries are kept meanwhile"
+            );
         }
     }
 }
@@ -295,10 +300,6 @@ fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
     }
 }
 
-fn trace_id(entry: &Entry) -> TraceId {
-    trace::trace_id(entry.delivery_id)
-}
-
 fn publish_span(entry: &Entry, event: &IssueEvent) -> Span {
     let span = info_span!(
         parent: None,
@@ -307,7 +308,7 @@ fn publish_span(entry: &Entry, event: &IssueEvent) -> Span {
         otel.status_code = field::Empty,
         error.r#type = field::Empty,
         gitea.delivery.id = %entry.delivery_id,
-        trace_id = %trace_id(entry),
+        trace_id = %entry.trace_id(),
         gitea.event = "issues",
         gitea.action = event.action.as_str(),
         gitea.repository = event.repository.full_name(),
