@@ -3,7 +3,8 @@
 //!
 //! A delivery goes through `server` (connections and their limits),
 //! `receive` (one request), `verify`, `parse` and `journal`, which is when it
-//! is answered; then through `relay` to the broker.
+//! is answered; then through `relay` to the broker. What is large is verified
+//! and parsed in `large_bodies`.
 
 mod body;
 mod buffer;
@@ -14,6 +15,7 @@ pub mod fuzzing;
 mod health;
 mod instruments;
 mod journal;
+mod large_bodies;
 mod parse;
 mod receive;
 mod relay;
@@ -36,6 +38,7 @@ use crate::{
     config::IngestConfig,
     instruments::Instruments,
     journal::{Journal, JournalError},
+    large_bodies::LargeBodies,
     receive::Receiver,
     relay::Relay,
     server::Server,
@@ -61,6 +64,9 @@ pub enum StartError {
     /// The address to listen on.
     #[error("listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
+    /// The thread for large bodies.
+    #[error("start the thread for large bodies")]
+    LargeBodies(#[source] std::io::Error),
     /// The client of the broker.
     #[error("set up the broker")]
     Broker(#[from] ConnectError),
@@ -85,7 +91,9 @@ impl Ingest {
         let instruments = Instruments::new(&metrics.meter(), &journal, config.journal.max_bytes);
         let instruments = Arc::new(instruments);
         let broker = Broker::connect(&config.common.broker, "coordinator-ingest").await?;
-        let receiver = Receiver::new(config, journal.clone(), Arc::clone(&instruments));
+        let large_bodies = LargeBodies::start().map_err(StartError::LargeBodies)?;
+        let receiver =
+            Receiver::new(config, large_bodies, journal.clone(), Arc::clone(&instruments));
         let router = receive::router(receiver)
             .merge(health::router(journal.clone(), broker.clone(), metrics))
             .fallback(reply::not_found)

@@ -18,7 +18,7 @@ use shared::{
     timestamp::Timestamp,
     trace::{self, Traceparent},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
@@ -29,6 +29,7 @@ use crate::{
     config::IngestConfig,
     instruments::Instruments,
     journal::{AppendError, Journal, Kept, NewEntry, Packed},
+    large_bodies::{LARGE_BODY_BYTES, LargeBodies},
     parse::{self, Parsed},
     reply::{Fate, Refusal},
     verify::{Claim, Verifier},
@@ -37,18 +38,12 @@ use crate::{
 /// Where Gitea posts to.
 const WEBHOOK: &str = "/webhook/gitea";
 
-/// Size from which a body is verified and parsed away from the runtime's
-/// threads: a megabyte takes a millisecond or more.
-const LARGE_BODY_BYTES: usize = 256 * 1024;
-
 /// What a request needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
     body_limits: BodyLimits,
     verifier: Arc<Verifier>,
-    /// One large body at a time is verified and parsed: it needs no secret to
-    /// send many, and they must not take the processors from all others.
-    large_bodies: Arc<Semaphore>,
+    large_bodies: LargeBodies,
     journal: Journal,
     instruments: Arc<Instruments>,
 }
@@ -56,6 +51,7 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new(
         config: &IngestConfig,
+        large_bodies: LargeBodies,
         journal: Journal,
         instruments: Arc<Instruments>,
     ) -> Self {
@@ -67,7 +63,7 @@ impl Receiver {
                 limits.max_in_flight_bytes,
             ),
             verifier: Arc::new(Verifier::new(&config.secret, config.previous_secret.as_ref())),
-            large_bodies: Arc::new(Semaphore::new(1)),
+            large_bodies,
             journal,
             instruments,
         }
@@ -169,15 +165,10 @@ impl Receiver {
         if !large {
             return work(headers);
         }
-        let stopping = || Refusal::not_kept("unavailable", "the service is stopping");
-        let turn = Arc::clone(&self.large_bodies).acquire_owned().await.map_err(|_| stopping())?;
-        tokio::task::spawn_blocking(move || {
-            let done = work(&for_parse);
-            drop(turn);
-            done
+        let done = self.large_bodies.run(move || work(&for_parse)).await;
+        done.unwrap_or_else(|| {
+            Err(Refusal::not_kept("unavailable", "the body could not be worked on"))
         })
-        .await
-        .unwrap_or_else(|_| Err(stopping()))
     }
 }
 
