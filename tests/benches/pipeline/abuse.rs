@@ -50,7 +50,7 @@ impl Drop for Abuse {
 pub async fn abuse(address: SocketAddr) {
     let mut idle = Vec::new();
     while idle.len() < IDLE {
-        idle.push(connect(address).await);
+        idle.push(connect_from_elsewhere(address).await);
     }
     let mut tasks = JoinSet::new();
     let head = |line: &str| head("0".repeat(64).as_str(), line);
@@ -89,11 +89,16 @@ fn signed(body: Vec<u8>) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// From an address of its own, so that ports are left for the others.
-async fn connect(address: SocketAddr) -> TcpStream {
+/// From an address of its own, so that ports are left for the others. For these alone: with so many
+/// ports in use there, the kernel takes milliseconds to find one to bind to, and holds up all others.
+async fn connect_from_elsewhere(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.2:0".parse().expect("an address")).expect("a port");
     socket.connect(address).await.expect("connect")
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("connect")
 }
 
 async fn trickle(address: SocketAddr, begun: String) {
