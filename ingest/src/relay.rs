@@ -104,6 +104,11 @@ impl Relay {
         let mut cursor = 0;
         let mut unread = true;
         loop {
+            if unread {
+                // Once all that was committed is read, a look at the disk would only hold up
+                // what is under way.
+                unread = cursor < *committed.borrow_and_update();
+            }
             if unread && !session.is_over() && lanes.has_room(WINDOW_ENTRIES, WINDOW_BYTES) {
                 let entries;
                 (reader, entries) = read(reader, cursor).await?;
