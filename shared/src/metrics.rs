@@ -14,7 +14,7 @@ use prometheus::{Registry, TextEncoder};
 use thiserror::Error;
 use tracing::error;
 
-use crate::telemetry::resource;
+use crate::telemetry::{self, resource};
 
 /// Bounds of latency histograms, in seconds. The SDK's own start at 5.
 pub const SECONDS: [f64; 14] =
@@ -56,7 +56,17 @@ impl Metrics {
                 .build()?;
             provider = provider.with_periodic_exporter(exporter);
         }
-        Ok(Self { provider: provider.build(), registry })
+        let metrics = Self { provider: provider.build(), registry };
+        metrics.count_dropped_lines();
+        Ok(metrics)
+    }
+
+    fn count_dropped_lines(&self) {
+        self.meter()
+            .u64_observable_counter("coordinator.log.dropped")
+            .with_description("Log lines of the process that standard output did not take")
+            .with_callback(|observer| observer.observe(telemetry::dropped_lines(), &[]))
+            .build();
     }
 
     /// Where instruments are made.

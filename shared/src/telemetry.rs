@@ -6,7 +6,7 @@
 mod exporter;
 mod gathering;
 
-use std::{io::IsTerminal, time::Duration};
+use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use opentelemetry::{global, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -17,7 +17,7 @@ use opentelemetry_sdk::{
 };
 use thiserror::Error;
 use tracing::{Level, Metadata, level_filters::LevelFilter, warn};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer, filter::FilterFn, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
 };
@@ -27,6 +27,9 @@ use crate::trace::{DeliveryIdGenerator, RatioSampler};
 
 /// Lines that may wait to be written out; each place takes memory from the start.
 const WAITING_LINES: usize = 32 * 1024;
+
+/// Counts lines that were dropped. A process has one log, whatever runs in it.
+static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// How long the last spans may take to leave at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,6 +84,7 @@ impl Telemetry {
             .lossy(true)
             .buffered_lines_limit(WAITING_LINES)
             .finish(stdout);
+        let dropped_lines = writer.error_counter();
         let format = config.format.unwrap_or_else(|| {
             if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json }
         });
@@ -101,6 +105,7 @@ impl Telemetry {
             .with(log_layer(format, writer).with_filter(logged(config.level)))
             .with(trace_layer)
             .try_init()?;
+        let _ = DROPPED_LINES.set(dropped_lines);
         Ok(Self { traces, format, _log_writer: guard })
     }
 
@@ -120,6 +125,11 @@ impl Telemetry {
             Err(error) => warn!(%error, "the last traces could not be sent"),
         }
     }
+}
+
+/// Log lines of this process that were dropped, since standard output took no more.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED_LINES.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// For traces: spans of this project whatever the level, and events that tell of trouble.

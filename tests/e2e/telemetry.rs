@@ -11,14 +11,18 @@ use shared::{
     subject::partition,
 };
 use tests::{
-    bus,
+    bus, free_port,
     gitea::{Delivery, Issue, SECRET, sign},
     nats::Nats,
     otlp::{Receiver, Span, Status},
     process::{Process, signal},
-    services::{ingest_at, worker_at},
+    services::{ingest_at, ingest_unread, worker_at},
     system::{Answer, send, settled, total},
     temp_dir, wait,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
 };
 use uuid::Uuid;
 
@@ -699,6 +703,36 @@ async fn what_no_broker_takes_has_a_line_that_says_why() {
     assert_eq!(line["gitea.delivery.id"], delivery.id(), "{line}");
     assert_eq!(line["trace_id"], trace_id(delivery.id()), "{line}");
     assert!(line["reason"].as_str().expect("a reason").contains("max_payload of 50000"), "{line}");
+}
+
+/// Sends requests that are refused, with a line each, on one connection without waiting for answers.
+async fn refused_at_once(address: SocketAddr, count: usize) {
+    let head = "POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\nContent-Length: 0\r\n";
+    let requests = format!("{head}\r\n").repeat(count - 1) + head + "Connection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    let (mut answers, mut sender) = stream.split();
+    let mut read = Vec::new();
+    let (sent, _) =
+        tokio::join!(sender.write_all(requests.as_bytes()), answers.read_to_end(&mut read));
+    sent.expect("send all requests");
+    assert_eq!(String::from_utf8_lossy(&read).matches("HTTP/1.1 4").count(), count);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_nothing_and_what_it_loses_is_counted() {
+    let (data, port) = (temp_dir(), free_port());
+    let process = ingest_unread(Path::new(EXE), NOWHERE, data.path(), port);
+    let ingest = Service { process, address: SocketAddr::from(([127, 0, 0, 1], port)) };
+    let health = format!("http://{}/health", ingest.address);
+    wait::until("ingest listens", || async { reqwest::get(&health).await.ok() }).await;
+    let dropped = || total(ingest.address, "coordinator_log_dropped_total", "");
+    assert_eq!(dropped().await, 0.0);
+    wait::until("lines that are dropped", || async {
+        tokio::join!(refused_at_once(ingest.address, 2000), refused_at_once(ingest.address, 2000));
+        (dropped().await > 0.0).then_some(())
+    })
+    .await;
+    ingest.accepts(&assigned(1)).await;
 }
 
 /// Two deliveries that are accepted, the first of them again, one that is

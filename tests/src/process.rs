@@ -16,6 +16,31 @@ pub struct Process {
 impl Process {
     /// Starts `exe <service> <flags>` with this environment and no other.
     pub fn start(exe: &Path, service: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        // A file and not a pipe: reading along would cost what is being measured.
+        let output = tempfile::NamedTempFile::new().expect("a file for its output");
+        let stdout = appending_to(output.path());
+        Self::spawn(exe, service, flags, environment, stdout, output)
+    }
+
+    /// The same, with nobody who reads its standard output.
+    pub fn start_unread(
+        exe: &Path,
+        service: &str,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let output = tempfile::NamedTempFile::new().expect("a file for its output");
+        Self::spawn(exe, service, flags, environment, Stdio::piped(), output)
+    }
+
+    fn spawn(
+        exe: &Path,
+        service: &str,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+        stdout: Stdio,
+        output: tempfile::NamedTempFile,
+    ) -> Self {
         let mut command = Command::new(exe);
         command.arg(service).args(flags).env_clear();
         for (name, value) in std::env::vars_os() {
@@ -26,13 +51,7 @@ impl Process {
             }
         }
         command.envs(environment.iter().copied());
-        // A file and not a pipe: reading along would cost what is being measured.
-        let output = tempfile::NamedTempFile::new().expect("a file for its output");
-        let append = || {
-            let file = std::fs::OpenOptions::new().append(true).open(output.path());
-            Stdio::from(file.expect("open the file"))
-        };
-        command.stdin(Stdio::null()).stdout(append()).stderr(append());
+        command.stdin(Stdio::null()).stdout(stdout).stderr(appending_to(output.path()));
         let child = command.spawn().expect("start the process");
         Self { child, output }
     }
@@ -85,6 +104,11 @@ impl Process {
         self.signal("KILL");
         self.exited().await;
     }
+}
+
+fn appending_to(path: &Path) -> Stdio {
+    let file = std::fs::OpenOptions::new().append(true).open(path);
+    file.expect("open the file").into()
 }
 
 impl Drop for Process {

@@ -22,15 +22,26 @@ pub fn ingest_at(
     flags: &[&str],
     more: &[(&str, &str)],
 ) -> Process {
-    let own = [
+    let own = ingest_settings(nats_url, data);
+    Process::start(exe, "ingest", flags, &[&own, more].concat())
+}
+
+/// Starts an ingest on this port, whose log nobody reads.
+pub fn ingest_unread(exe: &Path, nats_url: &str, data: &Path, port: u16) -> Process {
+    let port = port.to_string();
+    let own = ingest_settings(nats_url, data);
+    Process::start_unread(exe, "ingest", &[], &[&own[..], &[("PORT", &port)]].concat())
+}
+
+fn ingest_settings<'a>(nats_url: &'a str, data: &'a Path) -> [(&'a str, &'a str); 6] {
+    [
         ("GITEA_WEBHOOK_SECRET", SECRET),
         ("GITEA_URL", "http://localhost:3000"),
         ("NATS_URL", nats_url),
         ("DATA_DIR", data.to_str().expect("UTF-8")),
         ("HOST", "127.0.0.1"),
         ("PORT", "0"),
-    ];
-    Process::start(exe, "ingest", flags, &[&own, more].concat())
+    ]
 }
 
 /// Starts a worker with default settings.
