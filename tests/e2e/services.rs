@@ -10,14 +10,16 @@ use async_nats::jetstream;
 use shared::{streams, subject::PARTITIONS};
 use tests::{
     bus, check,
-    gitea::SECRET,
+    gitea::{Issue, SECRET},
     load::{Load, Sent, stories},
     nats::Nats,
     process::{Process, signal},
     services::{ingest_at, worker_at},
-    system::{settled, total},
+    system::{send, settled, total},
     temp_dir, wait,
 };
+
+use crate::telemetry::refuse_changes;
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 
@@ -160,6 +162,61 @@ async fn a_worker_that_sleeps_past_its_time_doubles_nothing_when_it_wakes() {
     check::kept(&js, &sent.accepted).await;
     assert_eq!(bus::changes(&js).await.len(), 980);
     assert_eq!(bus::count(&js, streams::DEAD_LETTERS).await, 0);
+}
+
+/// Has a worker that sleeps been given a delivery that assigns `bot`? One whose request for
+/// messages has just run out is not; it then handles it once it is awake.
+async fn asleep_with_one_in_hand(
+    (sleeper, ingest): (&Process, SocketAddr),
+    js: &jetstream::Context,
+    number: u64,
+) -> bool {
+    let events = 2 * number - 1;
+    let http = reqwest::Client::new();
+    send(&http, ingest, &Issue::new(1, number).at(1).delivery("opened")).await;
+    settled(js, events).await;
+    refuse_changes(js, true).await;
+    sleeper.signal("STOP");
+    let assigned = Issue::new(1, number).assigned(&["bot"]).at(2).delivery("assigned");
+    send(&http, ingest, &assigned).await;
+    wait::until_equal("it to be published", events + 1, || bus::count(js, streams::EVENTS)).await;
+    wait::until_equal("all to be published", 0, || depth(ingest)).await;
+    if in_hand(js).await == 1 {
+        return true;
+    }
+    refuse_changes(js, false).await;
+    sleeper.signal("CONT");
+    settled(js, events + 1).await;
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sleeper_does_when_it_wakes_is_known_to_the_one_that_failed_at_it() {
+    let (nats, data) = (Nats::start().await, temp_dir());
+    let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
+    let (mut sleeper, _) = worker(&nats.url(), "1").await;
+    let js = reader(&nats).await;
+    let mut number = 1;
+    while !asleep_with_one_in_hand((&sleeper, address), &js, number).await {
+        number += 1;
+    }
+    let (_other, other) = worker(&nats.url(), "1").await;
+    // Its attempts are the second and the third one; before the fourth there are two seconds.
+    wait::until("the other one to fail", || async {
+        (redelivered(other).await >= 2.0).then_some(())
+    })
+    .await;
+    refuse_changes(&js, false).await;
+    sleeper.signal("CONT");
+    settled(&js, 2 * number).await;
+    sleeper.kill().await;
+    let both = Issue::new(1, number).assigned(&["bot", "tom"]).at(3).delivery("assigned");
+    send(&reqwest::Client::new(), address, &both).await;
+    settled(&js, 2 * number + 1).await;
+    let changes = bus::changes(&js).await;
+    let told: Vec<_> = changes.iter().filter(|change| change.issue.number == number).collect();
+    let told: Vec<_> = told.iter().map(|change| change.summary()).collect();
+    assert_eq!(told, ["assigned +bot", "assigned +tom"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

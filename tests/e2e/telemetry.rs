@@ -130,7 +130,7 @@ async fn stream(js: &jetstream::Context, name: &str) -> jetstream::stream::Strea
 }
 
 /// Makes the broker refuse every change, or take them again.
-async fn refuse_changes(js: &jetstream::Context, refuse: bool) {
+pub(crate) async fn refuse_changes(js: &jetstream::Context, refuse: bool) {
     let config = jetstream::stream::Config {
         max_message_size: if refuse { 1 } else { -1 },
         ..stream(js, streams::CHANGES).await.cached_info().config.clone()

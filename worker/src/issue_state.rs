@@ -80,13 +80,16 @@ pub(crate) enum Saved {
 /// Reading from the bucket is the largest cost of a message, so states are
 /// remembered. A remembered state holds for as long as nobody else can have
 /// written: the messages of a partition are numbered, and if this one's number
-/// follows the last one's that was received here, no other worker had one in
-/// between.
+/// follows the last one's that was handled here, no other worker had one in
+/// between. One that was received here and not handled proves nothing: a worker
+/// that slept may still have it in hand from an earlier attempt, and handle it when it wakes.
 #[derive(Debug, Default)]
 pub(crate) struct IssueStates {
     store: Option<kv::Store>,
     remembered: HashMap<String, (IssueState, u64)>,
-    last_number: u64,
+    in_hand: u64,
+    /// The last message that was handled, if none was received after it.
+    handled: Option<u64>,
 }
 
 impl IssueStates {
@@ -94,15 +97,21 @@ impl IssueStates {
     pub(crate) fn start_over(&mut self, store: kv::Store) {
         self.store = Some(store);
         self.remembered.clear();
-        self.last_number = 0;
+        self.handled = None;
     }
 
     /// Notes that the partition's message with this number (the consumer's sequence) is in hand.
     pub(crate) fn received(&mut self, number: u64) {
-        if number != self.last_number + 1 || self.remembered.len() > REMEMBERED {
+        let next = self.handled.take().is_some_and(|handled| number == handled + 1);
+        if !next || self.remembered.len() > REMEMBERED {
             self.remembered.clear();
         }
-        self.last_number = number;
+        self.in_hand = number;
+    }
+
+    /// Notes that the message in hand is handled: its state is written, or needs not be.
+    pub(crate) fn handled(&mut self) {
+        self.handled = Some(self.in_hand);
     }
 
     /// The state of an issue and its revision. None if nothing was ever told of it.
@@ -230,16 +239,26 @@ mod tests {
     #[test]
     fn what_is_remembered_is_forgotten_when_another_worker_may_have_had_a_message() {
         let mut states = IssueStates::default();
-        states.received(7);
-        states.remembered.insert("1.1".into(), (state(), 3));
-        for (number, kept) in [(8, true), (9, true), (11, false)] {
+        for (number, handled, kept) in [
+            (7, true, false),
+            (8, true, true),
+            (9, true, true),
+            (11, true, false),
+            (12, false, true),
+            (13, true, false),
+            (14, true, true),
+        ] {
             states.received(number);
             assert_eq!(states.remembered.contains_key("1.1"), kept, "{number}");
+            states.remembered.insert("1.1".into(), (state(), 3));
+            if handled {
+                states.handled();
+            }
         }
         for n in 0..=REMEMBERED {
             states.remembered.insert(key(1, n as u64), (state(), 3));
         }
-        states.received(12);
+        states.received(15);
         assert!(states.remembered.is_empty(), "beyond the limit all are forgotten");
     }
 }

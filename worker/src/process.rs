@@ -120,6 +120,9 @@ pub(crate) async fn process(
     }
     let judged = judge_and_tell(context, session, states, event).await;
     (processed.verdict, processed.changes, processed.in_doubt, processed.outcome) = judged;
+    if matches!(processed.outcome, Outcome::Done) {
+        states.handled();
+    }
     processed
 }
 
