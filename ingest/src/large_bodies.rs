@@ -32,7 +32,7 @@ impl LargeBodies {
         thread::Builder::new().name("large bodies".into()).spawn(move || {
             give_way();
             for work in waiting {
-                // The panic's message has been written, and its sender gets no answer of it.
+                // A panic tells of itself; who waits for the work sees its reply dropped.
                 let _ = catch_unwind(AssertUnwindSafe(work));
             }
         })?;
