@@ -214,8 +214,8 @@ async fn what_a_sleeper_does_when_it_wakes_is_known_to_the_one_that_failed_at_it
     send(&reqwest::Client::new(), address, &both).await;
     settled(&js, 2 * number + 1).await;
     let changes = bus::changes(&js).await;
-    let told: Vec<_> = changes.iter().filter(|change| change.issue.number == number).collect();
-    let told: Vec<_> = told.iter().map(|change| change.summary()).collect();
+    let of_issue = changes.iter().filter(|change| change.issue.number == number);
+    let told: Vec<_> = of_issue.map(|change| change.summary()).collect();
     assert_eq!(told, ["assigned +bot", "assigned +tom"]);
 }
 
