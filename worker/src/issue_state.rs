@@ -87,9 +87,9 @@ pub(crate) enum Saved {
 pub(crate) struct IssueStates {
     store: Option<kv::Store>,
     remembered: HashMap<String, (IssueState, u64)>,
-    in_hand: u64,
-    /// The last message that was handled, if none was received after it.
-    handled: Option<u64>,
+    last_number: u64,
+    /// Whether the last message was handled.
+    handled: bool,
 }
 
 impl IssueStates {
@@ -97,21 +97,22 @@ impl IssueStates {
     pub(crate) fn start_over(&mut self, store: kv::Store) {
         self.store = Some(store);
         self.remembered.clear();
-        self.handled = None;
+        self.handled = false;
     }
 
     /// Notes that the partition's message with this number (the consumer's sequence) is in hand.
     pub(crate) fn received(&mut self, number: u64) {
-        let next = self.handled.take().is_some_and(|handled| number == handled + 1);
-        if !next || self.remembered.len() > REMEMBERED {
+        let follows = self.handled && number == self.last_number + 1;
+        if !follows || self.remembered.len() > REMEMBERED {
             self.remembered.clear();
         }
-        self.in_hand = number;
+        self.last_number = number;
+        self.handled = false;
     }
 
     /// Notes that the message in hand is handled: its state is written, or needs not be.
     pub(crate) fn handled(&mut self) {
-        self.handled = Some(self.in_hand);
+        self.handled = true;
     }
 
     /// The state of an issue and its revision. None if nothing was ever told of it.
