@@ -17,9 +17,7 @@ impl Process {
     /// Starts `exe <service> <flags>` with this environment and no other.
     pub fn start(exe: &Path, service: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         // A file and not a pipe: reading along would cost what is being measured.
-        let output = tempfile::NamedTempFile::new().expect("a file for its output");
-        let stdout = appending_to(output.path());
-        Self::spawn(exe, service, flags, environment, stdout, output)
+        Self::spawn(exe, service, flags, environment, appending_to)
     }
 
     /// The same, with nobody who reads its standard output.
@@ -29,8 +27,7 @@ impl Process {
         flags: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let output = tempfile::NamedTempFile::new().expect("a file for its output");
-        Self::spawn(exe, service, flags, environment, Stdio::piped(), output)
+        Self::spawn(exe, service, flags, environment, |_| Stdio::piped())
     }
 
     fn spawn(
@@ -38,8 +35,7 @@ impl Process {
         service: &str,
         flags: &[&str],
         environment: &[(&str, &str)],
-        stdout: Stdio,
-        output: tempfile::NamedTempFile,
+        stdout: fn(&Path) -> Stdio,
     ) -> Self {
         let mut command = Command::new(exe);
         command.arg(service).args(flags).env_clear();
@@ -51,7 +47,9 @@ impl Process {
             }
         }
         command.envs(environment.iter().copied());
-        command.stdin(Stdio::null()).stdout(stdout).stderr(appending_to(output.path()));
+        let output = tempfile::NamedTempFile::new().expect("a file for its output");
+        command.stdin(Stdio::null());
+        command.stdout(stdout(output.path())).stderr(appending_to(output.path()));
         let child = command.spawn().expect("start the process");
         Self { child, output }
     }
