@@ -1,19 +1,31 @@
-//! The command line.
+//! The command line: a role or a command.
 
 use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use shared::config::{ConfigError, EXIT_USAGE};
+use ingest::{Ingest, settings::IngestArgs};
+use service::{
+    operator::OperatorArgs,
+    role::{self, CommonArgs, CommonSettings, Role},
+    settings::Problems,
+};
+use worker::{Worker, settings::WorkerArgs};
 
 use crate::{
-    dead_letters::{self, DeadLettersArgs},
-    nats_server::launch::{self, LaunchArgs},
-    output,
-    schema::{self, Subject},
-    send::{self, SendArgs},
-    tail::{self, TailArgs},
-    up::{self, UpArgs},
+    CRATES,
+    commands::{
+        create_streams::{self, CreateStreamsArgs},
+        dead_letters::{self, DeadLettersArgs},
+        health, output,
+        schema::{self, Subject},
+        send::{self, SendArgs},
+        tail::{self, TailArgs},
+    },
+    local::{
+        nats_server::launch::{self, LaunchArgs},
+        up::{self, UpArgs},
+    },
 };
 
 /// Gitea's issue webhooks, kept and turned into typed events and changes
@@ -32,12 +44,20 @@ struct Cli {
 enum Command {
     /// Start nats-server, ingest and worker on this machine (the default)
     Up(Box<UpArgs>),
+    /// Receive Gitea's issue webhooks, keep each durably, publish typed events
+    Ingest(Box<Settings<IngestArgs>>),
+    /// Compare events with what was known and publish the changes
+    Worker(Box<Settings<WorkerArgs>>),
     /// Sign a realistic delivery and send it to ingest
     Send(Box<SendArgs>),
     /// Show changes as they happen
     Tail(Box<TailArgs>),
     /// List, show and redrive what could not be handled
     DeadLetters(Box<DeadLettersArgs>),
+    /// Create all that lives on the broker: for a broker where roles may create nothing
+    CreateStreams(Box<CreateStreamsArgs>),
+    /// Ask the role on this machine for its health, for container health checks
+    Health(OperatorArgs),
     /// Print the JSON Schema of an event or a change
     Schema {
         /// Of what
@@ -47,6 +67,27 @@ enum Command {
     /// Become nats-server
     #[command(name = launch::COMMAND, hide = true)]
     RunNatsServer(LaunchArgs),
+}
+
+/// Settings of a role: those of every role, and its own.
+#[derive(clap::Args, Debug)]
+struct Settings<T: clap::Args> {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    own: T,
+}
+
+impl<T: clap::Args> Settings<T> {
+    fn check<S>(
+        &self,
+        check: impl FnOnce(&T, CommonSettings, &mut Problems) -> S,
+    ) -> Result<(CommonSettings, S)> {
+        let mut problems = Problems::default();
+        let common = self.common.check(&mut problems);
+        let own = check(&self.own, common.clone(), &mut problems);
+        Ok(problems.finish((common, own))?)
+    }
 }
 
 /// Runs what this process was asked to do, and returns its exit code. To be
@@ -64,48 +105,42 @@ pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
     let result = match cli.command.unwrap_or_else(|| Command::Up(Box::new(cli.up))) {
         Command::RunNatsServer(args) => return launch::run(&args),
         Command::Up(args) => up::main(&args),
+        Command::Ingest(args) => run_ingest(&args),
+        Command::Worker(args) => run_worker(&args),
         Command::Send(args) => block_on(send::main(&args)),
         Command::Tail(args) => block_on(tail::main(&args)),
         Command::DeadLetters(args) => block_on(dead_letters::main(&args)),
+        Command::CreateStreams(args) => block_on(create_streams::main(&args)),
+        Command::Health(args) => health::main(&args),
         Command::Schema { subject } => schema::main(subject),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if output::reader_is_gone(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("coordinator: {}", format!("{error:#}").replace(['\r', '\n'], " "));
-            let usage = error.chain().any(|cause| cause.is::<ConfigError>());
-            if usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
-        }
+    match &result {
+        Err(error) if output::reader_is_gone(error) => return ExitCode::SUCCESS,
+        Err(error) => eprintln!("coordinator: {}", format!("{error:#}").replace(['\r', '\n'], " ")),
+        Ok(()) => {}
     }
+    role::exit_code(&result)
 }
 
-/// The commands that only read NATS take the services' settings, since they
-/// share a user's environment, but show those alone that matter to them.
+fn run_ingest(args: &Settings<IngestArgs>) -> Result<()> {
+    let (common, settings) = args.check(IngestArgs::settings)?;
+    let start =
+        async |host: &_| Ok(vec![Box::new(Ingest::start(&settings, host).await?) as Box<dyn Role>]);
+    role::run("ingest", CRATES, &common, start, async |_, _| Ok(()))
+}
+
+fn run_worker(args: &Settings<WorkerArgs>) -> Result<()> {
+    let (common, settings) = args.check(WorkerArgs::settings)?;
+    let start =
+        async |host: &_| Ok(vec![Box::new(Worker::start(&settings, host).await?) as Box<dyn Role>]);
+    role::run("worker", CRATES, &common, start, async |_, _| Ok(()))
+}
+
+/// `dead-letters` takes its flags behind `show` and `redrive` too.
 fn command() -> clap::Command {
-    let mut command = Cli::command();
-    for name in ["tail", "dead-letters"] {
-        command = command.mut_subcommand(name, |subcommand| {
-            subcommand.mut_args(|arg| {
-                let hidden = SERVICE_SETTINGS.contains(&arg.get_id().as_str());
-                // Flags may stand behind `show` and `redrive` too.
-                arg.hide(hidden).global(name == "dead-letters")
-            })
-        });
-    }
-    command
+    Cli::command()
+        .mut_subcommand("dead-letters", |command| command.mut_args(|arg| arg.global(true)))
 }
-
-const SERVICE_SETTINGS: [&str; 8] = [
-    "gitea_url",
-    "stream_replicas",
-    "stream_max_age_secs",
-    "dedup_window_secs",
-    "log_level",
-    "log_format",
-    "otlp_endpoint",
-    "trace_ratio",
-];
 
 /// Runs a command on this thread alone.
 fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
@@ -148,6 +183,7 @@ mod tests {
     fn every_command_takes_the_data_directory() {
         for args in [
             &["up"][..],
+            &["ingest"],
             &["send", "assigned"],
             &["tail"],
             &["dead-letters"],

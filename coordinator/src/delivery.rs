@@ -2,10 +2,11 @@
 //! sends.
 
 use anyhow::{Context, Result};
+use contract::{event::State, timestamp::Timestamp};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
+use service::secret::Secret;
 use sha2::Sha256;
-use shared::{config::Secret, event::State, timestamp::Timestamp};
 use uuid::Uuid;
 
 /// A recorded payload, the one of an issue without assignees.

@@ -1,14 +1,25 @@
-//! Coordinator on one machine: nats-server, ingest and worker started together
-//! (`up`), and the commands an operator needs beside them.
+//! Coordinator: the one binary, with its roles and the commands beside them.
 
-mod broker;
 pub mod cli;
-mod data_dir;
-mod dead_letters;
+mod commands;
 pub mod delivery;
-pub mod nats_server;
-mod output;
-mod schema;
-mod send;
-mod tail;
-mod up;
+mod local;
+
+pub use local::nats_server;
+
+/// Crates of the product, whose log lines and spans are its own.
+pub(crate) const CRATES: &[&str] = &["contract", "service", "ingest", "worker", "coordinator"];
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_member_of_the_workspace_is_logged() {
+        let manifest = include_str!("../../Cargo.toml");
+        let members =
+            manifest.lines().find(|line| line.starts_with("members = ")).expect("members");
+        for path in members.split('"').skip(1).step_by(2).filter(|path| *path != "tests") {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            assert!(super::CRATES.contains(&name), "{path} is missing in CRATES");
+        }
+    }
+}

@@ -6,15 +6,16 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use shared::metrics::SECONDS;
+use service::telemetry::metrics::SECONDS;
 
 use crate::{
+    gitea::signature::SecretUsed,
+    http::webhook::WEBHOOK,
     journal::{Journal, Status},
-    verify::SecretUsed,
 };
 
 /// Outcomes that alerts and dashboards ask for.
-const WATCHED_OUTCOMES: [&str; 10] = [
+const WATCHED_OUTCOMES: [&str; 11] = [
     "accepted",
     "duplicate",
     "ignored",
@@ -25,6 +26,7 @@ const WATCHED_OUTCOMES: [&str; 10] = [
     "journal_full",
     "journal_unwritable",
     "overloaded",
+    "hung_up",
 ];
 
 /// The instruments of one ingest.
@@ -87,32 +89,26 @@ impl Instruments {
             instruments.deliveries.add(0, &[KeyValue::new("outcome", outcome)]);
         }
         for secret in [SecretUsed::Current, SecretUsed::Previous] {
-            instruments.signatures.add(0, &[KeyValue::new("secret", secret.as_str())]);
+            instruments.signatures.add(0, &[KeyValue::new("secret", <&str>::from(secret))]);
         }
         instruments.publish_failures.add(0, &[]);
         instruments
     }
 
-    pub(crate) fn answered(
-        &self,
-        route: &'static str,
-        outcome: &'static str,
-        status: u16,
-        seconds: f64,
-    ) {
+    pub(crate) fn answered(&self, outcome: &'static str, status: u16, seconds: f64) {
         self.deliveries.add(1, &[KeyValue::new("outcome", outcome)]);
         self.request_duration.record(
             seconds,
             &[
                 KeyValue::new("http.request.method", "POST"),
-                KeyValue::new("http.route", route),
+                KeyValue::new("http.route", WEBHOOK),
                 KeyValue::new("http.response.status_code", i64::from(status)),
             ],
         );
     }
 
-    pub(crate) fn signature_matched(&self, secret: &'static str) {
-        self.signatures.add(1, &[KeyValue::new("secret", secret)]);
+    pub(crate) fn signature_matched(&self, secret: SecretUsed) {
+        self.signatures.add(1, &[KeyValue::new("secret", <&str>::from(secret))]);
     }
 
     /// `known`: the broker had it already.

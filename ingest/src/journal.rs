@@ -3,57 +3,62 @@
 //! SQLite in WAL mode with `synchronous=FULL`, so a commit is an fsync. One
 //! thread writes, and commits all that waits in one transaction (group
 //! commit). Published entries stay for a while, since the relay offers them
-//! again after a reconnect.
+//! again after a reconnect; [`window`] says which and for how long.
 
-mod id_filter;
 mod known_ids;
+mod packed;
 mod reader;
 mod schema;
+mod status;
 mod tail;
-mod upkeep;
+pub(crate) mod window;
 mod writer;
 
 use std::{
-    cell::RefCell,
     path::PathBuf,
+    pin::Pin,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        Arc,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
-    thread,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
-use lz4_flex::block::{
-    CompressError, CompressTable, compress_into, compress_into_with_table, get_maximum_output_size,
-};
-use shared::{event::IssueEvent, timestamp::Timestamp, trace::Traceparent};
+use contract::{event::IssueEvent, traceparent::Traceparent};
+use service::tasks::Tasks;
+use strum::IntoStaticStr;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use tracing::error;
-use uuid::Uuid;
 
-use crate::buffer::{self, SMALL_BYTES};
+use crate::delivery::Delivery;
 
-pub(crate) use reader::{Content, Entry, JournalReader};
-use tail::Tail;
-use writer::{Command, Told, Waiting, Writer};
+pub(crate) use self::{
+    packed::Packed,
+    reader::{Content, Entry, Issue, JournalReader},
+    status::Status,
+};
+use self::{
+    tail::Tail,
+    window::Window,
+    writer::{Command, Shared, Waiting, Writer},
+};
 
 /// File of the journal within its directory.
 const FILE: &str = "journal.db";
+/// Name of the writer's thread.
+pub(crate) const WRITER: &str = "the journal's writer";
 /// Deliveries that may wait for the writer; their bodies are bounded by `MAX_IN_FLIGHT_BYTES`.
 const QUEUE: usize = 16 * 1024;
 
 /// Where deliveries are kept, and how many.
 #[derive(Clone, Debug)]
-pub struct JournalConfig {
+pub struct JournalSettings {
     /// Directory; created if it is not there.
     pub dir: PathBuf,
     /// Size at which nothing more is taken.
     pub max_bytes: u64,
-    /// How long published entries stay.
+    /// How long published entries stay, and are offered again.
     pub retention: Duration,
     /// Size above which published entries go earlier.
     pub retention_bytes: u64,
@@ -82,23 +87,30 @@ pub enum JournalError {
     /// SQLite.
     #[error("{0}")]
     Sqlite(&'static str, #[source] rusqlite::Error),
+    /// A newer program wrote an entry of a family that this one cannot read.
+    #[error("an entry is of the family {0:?}, which this program does not know")]
+    Family(String),
     /// A body.
     #[error("unpack a body")]
     Unpack(#[source] lz4_flex::block::DecompressError),
-    /// The writer's thread.
-    #[error("start the writer's thread")]
+    /// A thread of its own, or one to read on.
+    #[error("start a thread")]
     Thread(#[source] std::io::Error),
 }
 
-/// Why a delivery was not kept. The cause has been logged by the writer.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+/// Why the writer did not do what it was asked for. It has logged the cause.
+#[derive(Clone, Copy, Debug, Error, IntoStaticStr, PartialEq, Eq)]
 pub(crate) enum AppendError {
+    #[strum(serialize = "journal_full")]
     #[error("the journal has reached its size limit")]
     Full,
+    #[strum(serialize = "journal_unwritable")]
     #[error("the journal cannot be written")]
     Unwritable,
-    #[error("too many deliveries wait for the journal")]
+    #[strum(serialize = "overloaded")]
+    #[error("too much is being received at once")]
     Busy,
+    #[strum(serialize = "invalid_payload")]
     #[error("another delivery came under this id")]
     IdReused,
 }
@@ -114,11 +126,8 @@ pub(crate) enum Kept {
 /// A delivery to be kept.
 #[derive(Debug)]
 pub(crate) struct NewEntry {
-    pub(crate) delivery_id: Uuid,
-    /// `X-Gitea-Event-Type`, for whoever looks into the file.
-    pub(crate) event_type: Option<String>,
+    pub(crate) delivery: Delivery,
     pub(crate) traceparent: Traceparent,
-    pub(crate) body_sha256: [u8; 32],
     /// The signed JSON text, packed.
     pub(crate) packed: Packed,
     /// What it says; the relay publishes it.
@@ -127,110 +136,15 @@ pub(crate) struct NewEntry {
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
 
-/// A compressed text: a third of the disk's work, for a few microseconds.
+/// A delivery that waits to be on disk. It is kept whoever still waits for it.
 #[derive(Debug)]
-pub(crate) struct Packed {
-    lz4: Bytes,
-    text_bytes: usize,
-}
+pub(crate) struct Appending(oneshot::Receiver<Result<Kept, AppendError>>);
 
-thread_local! {
-    /// What packing a small text needs beside it, made once.
-    static PACKING: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
-}
+impl Future for Appending {
+    type Output = Result<Kept, AppendError>;
 
-impl Packed {
-    pub(crate) fn new(text: &[u8]) -> Self {
-        let packed = if text.len() <= SMALL_BYTES {
-            PACKING.with_borrow_mut(|(table, room)| packed_in_room(room, table, text))
-        } else {
-            packed_in_pages(text)
-        };
-        let lz4 = packed.unwrap_or_else(|| lz4_flex::compress_prepend_size(text).into());
-        Self { lz4, text_bytes: text.len() }
-    }
-}
-
-/// A small text, packed into no more memory than it then needs.
-fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) -> Option<Bytes> {
-    let most = most_packed(text);
-    if room.len() < most {
-        room.resize(most, 0);
-    }
-    let bytes = pack(text, room, |text, block| compress_into_with_table(text, block, table))?;
-    Some(Bytes::copy_from_slice(&room[..bytes]))
-}
-
-/// A large text: room for the worst case costs only what is written of it.
-fn packed_in_pages(text: &[u8]) -> Option<Bytes> {
-    let mut pages = buffer::pages(most_packed(text)).ok()?;
-    let bytes = pack(text, &mut pages, compress_into)?;
-    Some(Bytes::from_owner(pages).slice(..bytes))
-}
-
-fn most_packed(text: &[u8]) -> usize {
-    size_of::<u32>() + get_maximum_output_size(text.len())
-}
-
-/// Writes a text's length and what `compress` makes of it, as `compress_prepend_size` does.
-/// Returns how many bytes that are.
-fn pack(
-    text: &[u8],
-    room: &mut [u8],
-    compress: impl FnOnce(&[u8], &mut [u8]) -> Result<usize, CompressError>,
-) -> Option<usize> {
-    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
-    let (prefix, block) = room.split_at_mut(length.len());
-    prefix.copy_from_slice(&length);
-    Some(length.len() + compress(text, block).ok()?)
-}
-
-/// How the journal is doing.
-#[derive(Debug, Default)]
-pub(crate) struct Status {
-    writable: AtomicBool,
-    last_seq: AtomicI64,
-    published_through: AtomicI64,
-    oldest_unpublished: AtomicI64,
-    used_bytes: AtomicU64,
-    set_aside: AtomicU64,
-    full: AtomicBool,
-}
-
-impl Status {
-    /// Whether deliveries can be kept right now.
-    pub(crate) fn can_keep(&self) -> bool {
-        self.writable.load(Ordering::Relaxed) && !self.full.load(Ordering::Relaxed)
-    }
-
-    /// Entries that the broker has not confirmed yet.
-    pub(crate) fn depth(&self) -> u64 {
-        let last = self.last_seq.load(Ordering::Relaxed);
-        u64::try_from(last - self.published_through.load(Ordering::Relaxed)).unwrap_or(0)
-    }
-
-    /// How long the oldest unpublished entry has waited.
-    pub(crate) fn oldest_unpublished_age(&self) -> Duration {
-        let micros = self.oldest_unpublished.load(Ordering::Relaxed);
-        if micros == 0 || self.depth() == 0 {
-            return Duration::ZERO;
-        }
-        let age = Timestamp::now().unix_micros().saturating_sub(micros);
-        Duration::from_micros(u64::try_from(age).unwrap_or(0))
-    }
-
-    /// Bytes in use within the file.
-    pub(crate) fn used_bytes(&self) -> u64 {
-        self.used_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Entries that no broker takes, kept for ever.
-    pub(crate) fn set_aside(&self) -> u64 {
-        self.set_aside.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn published_through(&self) -> i64 {
-        self.published_through.load(Ordering::Relaxed)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|kept| kept.unwrap_or(Err(AppendError::Unwritable)))
     }
 }
 
@@ -239,75 +153,65 @@ impl Status {
 pub(crate) struct Journal {
     commands: SyncSender<Command>,
     status: Arc<Status>,
+    window: Arc<Window>,
     committed: watch::Receiver<i64>,
     tail: Arc<Tail>,
     file: PathBuf,
-    writer: Arc<Mutex<Option<thread::JoinHandle<()>>>>,
+    retention: Duration,
 }
 
 impl Journal {
     /// Opens or creates the journal and starts its writer.
-    pub(crate) async fn open(config: &JournalConfig) -> Result<Self, JournalError> {
-        let config = config.clone();
-        match tokio::task::spawn_blocking(move || Self::open_blocking(&config)).await {
-            Ok(opened) => opened,
-            Err(panic) => Err(JournalError::Thread(std::io::Error::other(panic))),
-        }
-    }
-
-    fn open_blocking(config: &JournalConfig) -> Result<Self, JournalError> {
-        let (lock, connection) = schema::open(&config.dir, FILE)?;
-        let status = Arc::new(Status::default());
-        let (committed_sender, committed) = watch::channel(0);
+    pub(crate) async fn open(
+        settings: &JournalSettings,
+        tasks: &mut Tasks,
+    ) -> Result<Self, JournalError> {
+        let (file, retention) = (settings.dir.join(FILE), settings.retention);
+        let opening = settings.clone();
+        let (writer, shared, committed) = blocking(move || Writer::open(&opening, FILE)).await?;
         let (commands, receiver) = sync_channel(QUEUE);
-        let tail = Arc::new(Tail::default());
-        let told = Told {
-            status: Arc::clone(&status),
-            committed: committed_sender,
-            tail: Arc::clone(&tail),
-        };
-        let writer = Writer::new(lock, connection, config, told)?;
-        let thread = thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer.run(&receiver))
-            .map_err(JournalError::Thread)?;
-        Ok(Self {
-            commands,
-            status,
-            committed,
-            tail,
-            file: config.dir.join(FILE),
-            writer: Arc::new(Mutex::new(Some(thread))),
-        })
+        tasks.spawn_thread(WRITER, move || writer.run(&receiver)).map_err(JournalError::Thread)?;
+        let Shared { status, window, tail } = shared;
+        Ok(Self { commands, status, window, committed, tail, file, retention })
     }
 
-    /// Keeps a delivery. Returns once it is on disk.
-    pub(crate) async fn append(&self, entry: NewEntry) -> Result<Kept, AppendError> {
+    /// Keeps a delivery. What this returns is done once the delivery is on disk.
+    pub(crate) fn append(&self, entry: NewEntry) -> Result<Appending, AppendError> {
         let (reply, kept) = oneshot::channel();
-        self.commands.try_send(Command::Append(Box::new(Waiting { entry, reply }))).map_err(
-            |error| match error {
-                TrySendError::Full(_) => AppendError::Busy,
-                TrySendError::Disconnected(_) => AppendError::Unwritable,
-            },
-        )?;
-        kept.await.unwrap_or(Err(AppendError::Unwritable))
-    }
-
-    /// Notes that everything up to `seq` is published. Written with one of the next commits.
-    pub(crate) fn published_through(&self, seq: i64) {
-        self.status.published_through.fetch_max(seq, Ordering::Relaxed);
-    }
-
-    /// Keeps an entry that the broker refuses for good out of the relay's way, for ever.
-    pub(crate) async fn set_aside(&self, seq: i64, reason: String) {
-        let commands = self.commands.clone();
-        // The queue may be full, and this must not be lost.
-        let sent = tokio::task::spawn_blocking(move || {
-            commands.send(Command::SetAside { seq, reason }).is_ok()
-        });
-        if !sent.await.unwrap_or(false) {
-            error!(seq, "cannot set an entry aside: the journal's writer is gone");
+        let append = Command::Append(Box::new(Waiting { entry, reply }));
+        match self.commands.try_send(append) {
+            Ok(()) => Ok(Appending(kept)),
+            Err(TrySendError::Full(_)) => Err(AppendError::Busy),
+            Err(TrySendError::Disconnected(_)) => Err(AppendError::Unwritable),
         }
+    }
+
+    /// Sets aside an entry that the broker refuses for good. Until this succeeds the entry is
+    /// not settled.
+    pub(crate) async fn set_aside(&self, seq: i64, reason: String) -> Result<(), AppendError> {
+        let (reply, done) = oneshot::channel();
+        self.command(Command::SetAside { seq, reason, reply }).await?;
+        done.await.unwrap_or(Err(AppendError::Unwritable))
+    }
+
+    /// Writes the low-water mark and clears what is old enough.
+    pub(crate) async fn upkeep(&self) -> Result<(), AppendError> {
+        let (reply, done) = oneshot::channel();
+        self.command(Command::Upkeep { reply }).await?;
+        done.await.unwrap_or(Err(AppendError::Unwritable))
+    }
+
+    /// Commits what waits, closes the file and frees its directory.
+    pub(crate) async fn close(&self) {
+        // If the writer is gone there is nothing to close.
+        let _ = self.command(Command::Close).await;
+    }
+
+    /// The queue may be full, and a command must not be lost.
+    async fn command(&self, command: Command) -> Result<(), AppendError> {
+        let commands = self.commands.clone();
+        let sent = tokio::task::spawn_blocking(move || commands.send(command).is_ok()).await;
+        if sent.unwrap_or(false) { Ok(()) } else { Err(AppendError::Unwritable) }
     }
 
     /// Sequence of the last committed entry; wakes its reader at each commit.
@@ -319,27 +223,23 @@ impl Journal {
         &self.status
     }
 
-    /// A reader of its own, which does not hold up the writer.
-    pub(crate) async fn reader(&self) -> Result<JournalReader, JournalError> {
-        let (file, tail) = (self.file.clone(), Arc::clone(&self.tail));
-        match tokio::task::spawn_blocking(move || JournalReader::open(&file, tail)).await {
-            Ok(opened) => opened,
-            Err(panic) => Err(JournalError::Thread(std::io::Error::other(panic))),
-        }
+    pub(crate) fn window(&self) -> &Arc<Window> {
+        &self.window
     }
 
-    /// Commits what waits, closes the file and frees its directory.
-    pub(crate) async fn close(&self) {
-        let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
-        let commands = self.commands.clone();
-        let closed = tokio::task::spawn_blocking(move || {
-            let _ = commands.send(Command::Close);
-            thread.is_none_or(|thread| thread.join().is_ok())
-        });
-        if !closed.await.unwrap_or(false) {
-            error!("the journal's writer has panicked");
-        }
+    /// A reader of its own, which does not hold up the writer.
+    pub(crate) async fn reader(&self) -> Result<JournalReader, JournalError> {
+        let (file, tail, retention) = (self.file.clone(), Arc::clone(&self.tail), self.retention);
+        blocking(move || JournalReader::open(&file, tail, retention)).await
     }
+}
+
+/// Does work that blocks on a thread that may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, JournalError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(JournalError::Thread(std::io::Error::other(panic))))
 }
 
 #[cfg(test)]

@@ -1,127 +1,153 @@
 //! Ingest: takes Gitea's webhooks, keeps each one durably before it answers
 //! 200, and publishes them as typed events.
 //!
-//! A delivery goes through `server` (connections and their limits),
-//! `receive` (one request), `verify`, `parse` and `journal`, which is when it
-//! is answered; then through `relay` to the broker. What is large is verified
-//! and parsed in `large_bodies`.
+//! A delivery goes through `http` (request and answer), `gitea` (headers,
+//! signature, payload) and `journal`, which is when it is answered; then
+//! through `relay` to the broker.
 
-mod body;
-mod buffer;
-pub mod cli;
-pub mod config;
+mod delivery;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod health;
+mod gitea;
+mod http;
 mod instruments;
 mod journal;
-mod large_bodies;
-mod parse;
-mod receive;
+mod large;
 mod relay;
-mod reply;
-mod server;
-mod verify;
+pub mod settings;
+mod upkeep;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use shared::{
-    broker::{Broker, ConnectError},
-    metrics::{Metrics, MetricsError},
+use anyhow::{Context, Result};
+use futures::future::BoxFuture;
+use serde_json::json;
+use service::{
+    broker::Broker,
+    operator::{Health, HealthCheck, Status},
+    role::{self, Host, Role},
+    server::Server,
+    tasks::{Ended, Tasks},
 };
-use thiserror::Error;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    config::IngestConfig,
+    http::webhook::Webhook,
     instruments::Instruments,
-    journal::{Journal, JournalError},
-    large_bodies::LargeBodies,
-    receive::Receiver,
+    journal::{Journal, WRITER},
+    large::LargeBodies,
     relay::Relay,
-    server::Server,
+    settings::IngestSettings,
 };
 
-/// A running ingest.
-#[derive(Debug)]
+const WEBHOOK: &str = "the webhook's listener";
+const RELAY: &str = "the relay";
+
+/// The role of ingest, started.
 pub struct Ingest {
-    server: Server,
-    router: axum::Router,
-    relay: JoinHandle<()>,
+    address: SocketAddr,
+    tasks: Tasks,
     stop_relay: CancellationToken,
     journal: Journal,
-    config: IngestConfig,
-}
-
-/// Why ingest could not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The journal.
-    #[error("open the journal in {0}")]
-    Journal(String, #[source] JournalError),
-    /// The address to listen on.
-    #[error("listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
-    /// The thread for large bodies.
-    #[error("start the thread for large bodies")]
-    LargeBodies(#[source] std::io::Error),
-    /// The client of the broker.
-    #[error("set up the broker")]
-    Broker(#[from] ConnectError),
-    /// The meters.
-    #[error("set up metrics")]
-    Metrics(#[from] MetricsError),
+    health: HealthCheck,
+    drain_timeout: std::time::Duration,
 }
 
 impl Ingest {
-    /// Opens the journal, binds the port and starts the relay. The broker may
-    /// be down: deliveries are kept all the same. Nothing is accepted before
-    /// [`Ingest::run_until`], but connections wait.
-    pub async fn start(config: &IngestConfig) -> Result<Self, StartError> {
-        let journal = Journal::open(&config.journal).await.map_err(|error| {
-            StartError::Journal(config.journal.dir.display().to_string(), error)
-        })?;
-        let address = SocketAddr::new(config.host, config.port);
-        let server = Server::bind(address, config.limits.clone())
+    /// Opens the journal, binds the port and starts all tasks. The broker may
+    /// be down: deliveries are kept all the same.
+    ///
+    /// # Errors
+    /// The step that failed: the port, the journal, the thread for large bodies, the broker's files.
+    pub async fn start(settings: &IngestSettings, host: &Host) -> Result<Self> {
+        let bound = Server::bind(settings.address, settings.limits.clone()).await;
+        let server = role::listen("PORT", bound, || settings.address)?;
+        let mut tasks = Tasks::default();
+        let journal = Journal::open(&settings.journal, &mut tasks)
             .await
-            .map_err(|error| StartError::Listen(address, error))?;
-        let metrics = Metrics::new("ingest", config.common.telemetry.otlp_endpoint.as_deref())?;
-        let instruments = Instruments::new(&metrics.meter(), &journal, config.journal.max_bytes);
+            .with_context(|| format!("open the journal in {}", settings.journal.dir.display()))?;
+        let instruments = Instruments::new(&host.meter, &journal, settings.journal.max_bytes);
         let instruments = Arc::new(instruments);
-        let broker = Broker::connect(&config.common.broker, "coordinator-ingest").await?;
-        let large_bodies = LargeBodies::start().map_err(StartError::LargeBodies)?;
-        let receiver =
-            Receiver::new(config, large_bodies, journal.clone(), Arc::clone(&instruments));
-        let router = receive::router(receiver)
-            .merge(health::router(journal.clone(), broker.clone(), metrics))
-            .fallback(reply::not_found)
-            .method_not_allowed_fallback(reply::method_not_allowed);
+        let broker = Broker::new(&settings.common.broker, "coordinator-ingest").await;
+        let (broker, keeper) = broker.context("set up the broker")?;
+        tasks.spawn("the broker's keeper", keeper);
+        let large = LargeBodies::start(&mut tasks).context("start the thread for large bodies")?;
+        let health = health(journal.clone(), broker.clone());
+        let webhook = Webhook::new(settings, large, journal.clone(), Arc::clone(&instruments));
+        let router = webhook.router(Arc::clone(&health));
+        let (address, drain_timeout) = (server.address(), settings.common.drain_timeout);
+        tasks.spawn(WEBHOOK, server.run_until(router, host.stop.clone(), drain_timeout));
         let stop_relay = CancellationToken::new();
-        let relay = Relay::new(config, journal.clone(), broker, instruments);
-        let relay = tokio::spawn(relay.run(stop_relay.clone()));
-        Ok(Self { server, router, relay, stop_relay, journal, config: config.clone() })
+        let relay = Relay::new(settings, journal.clone(), broker, instruments);
+        tasks.spawn(RELAY, relay.run(stop_relay.clone()));
+        let upkeep = {
+            let journal = journal.clone();
+            move || upkeep::run(journal.clone())
+        };
+        tasks.spawn(
+            "the journal's upkeep",
+            upkeep::UPKEEP.run(host.meter.clone(), stop_relay.clone(), upkeep),
+        );
+        info!(%address, "ingest listens");
+        Ok(Self { address, tasks, stop_relay, journal, health, drain_timeout })
     }
 
-    /// The address it listens on, with the port that the system chose for port 0.
+    /// The address of the webhook, with the port that the system chose for port 0.
     pub fn address(&self) -> SocketAddr {
-        self.server.address()
+        self.address
+    }
+}
+
+impl Role for Ingest {
+    fn health(&self) -> Option<HealthCheck> {
+        Some(Arc::clone(&self.health))
     }
 
-    /// Serves until `shutdown`, then answers what has begun, publishes what is
-    /// kept for as long as the drain may last, and closes the journal. What is
-    /// not published by then stays in the journal for the next start.
-    pub async fn run_until(self, shutdown: CancellationToken) {
-        info!(address = %self.address(), "ingest listens");
-        self.server.run_until(self.router, shutdown, self.config.drain_timeout).await;
-        self.stop_relay.cancel();
-        let relay = self.relay.abort_handle();
-        if tokio::time::timeout(self.config.drain_timeout, self.relay).await.is_err() {
-            warn!("the relay did not finish in time; the journal keeps the rest");
-            relay.abort();
-        }
-        self.journal.close().await;
-        info!("ingest stopped");
+    fn ended(&mut self) -> BoxFuture<'_, Ended> {
+        Box::pin(self.tasks.one_ended())
     }
+
+    /// Answers what has begun, publishes what is kept for as long as the drain may last, and
+    /// closes the journal. What is not published by then stays in it for the next start.
+    fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            self.tasks.finish(WEBHOOK, 2 * self.drain_timeout).await;
+            self.stop_relay.cancel();
+            if !self.tasks.finish(RELAY, self.drain_timeout).await {
+                warn!("the relay did not finish in time; the journal keeps the rest");
+            }
+            self.journal.close().await;
+            self.tasks.finish(WRITER, self.drain_timeout).await;
+            info!("ingest stopped");
+            Ok(())
+        })
+    }
+}
+
+/// Ready means that deliveries can be kept. A broker that is away is reported, but is no reason for 503.
+fn health(journal: Journal, broker: Broker) -> HealthCheck {
+    Arc::new(move || {
+        let journal = journal.status();
+        let (ready, connected) = (journal.can_keep(), broker.is_connected());
+        let details = json!({
+            "broker": if connected { "connected" } else { "disconnected" },
+            "journal": {
+                "writable": ready,
+                "depth": journal.depth(),
+                "oldest_unpublished_age_secs": journal.oldest_unpublished_age().as_secs_f64(),
+                "used_bytes": journal.used_bytes(),
+                "set_aside": journal.set_aside(),
+            },
+        });
+        Health::new(
+            match (ready, connected) {
+                (true, true) => Status::Ok,
+                (true, false) => Status::Degraded,
+                (false, _) => Status::Unavailable,
+            },
+            ready,
+            details,
+        )
+    })
 }

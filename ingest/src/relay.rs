@@ -13,7 +13,8 @@ mod publish;
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use shared::{
+use service::{
+    backoff::Backoff,
     broker::{Broker, Session},
     causes::Causes,
 };
@@ -25,9 +26,9 @@ use self::{
     publish::{Published, Publisher},
 };
 use crate::{
-    config::IngestConfig,
     instruments::Instruments,
-    journal::{Entry, Journal, JournalError, JournalReader},
+    journal::{Entry, Journal, JournalError, JournalReader, blocking},
+    settings::IngestSettings,
 };
 
 /// Entries read at once.
@@ -38,8 +39,8 @@ const READ_BYTES: usize = 2 * 1024 * 1024;
 const WINDOW_ENTRIES: usize = 1024;
 /// Bytes of text in memory above which nothing more is read.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// Wait before a journal that cannot be read is tried again.
-const READ_PAUSE: Duration = Duration::from_secs(1);
+/// Waits before a journal that cannot be read or written is tried again.
+const JOURNAL_PAUSE: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 
 /// Publishes what the journal holds.
 pub(crate) struct Relay {
@@ -50,21 +51,23 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn new(
-        config: &IngestConfig,
+        settings: &IngestSettings,
         journal: Journal,
         broker: Broker,
         instruments: Arc<Instruments>,
     ) -> Self {
-        let publisher = Arc::new(Publisher::new(config, broker.clone(), instruments));
+        let window = Arc::clone(journal.window());
+        let publisher = Arc::new(Publisher::new(settings, broker.clone(), window, instruments));
         Self { journal, broker, publisher }
     }
 
     /// Runs until `stop`, and then on until all is published or its caller loses patience.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut pause = JOURNAL_PAUSE;
         while let Err(error) = self.relay(&stop).await {
             error!(error = %Causes(&error), "cannot read the journal, trying on; nothing is published meanwhile");
             tokio::select! {
-                () = tokio::time::sleep(READ_PAUSE) => {}
+                () = tokio::time::sleep(pause.next_wait()) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -72,7 +75,6 @@ impl Relay {
 
     async fn relay(&self, stop: &CancellationToken) -> Result<(), JournalError> {
         let mut reader = self.journal.reader().await?;
-        let mut lanes = Lanes::new(self.journal.status().published_through());
         loop {
             let session = tokio::select! {
                 biased;
@@ -82,26 +84,36 @@ impl Relay {
             if session.number() > 1 {
                 info!("connected again: offering again what the journal holds");
             }
-            lanes.start_over();
+            let dedup_window = tokio::select! {
+                dedup_window = self.publisher.prepare(&session) => dedup_window,
+                () = session.ended() => continue,
+                () = stop.cancelled() => return Ok(()),
+            };
             let ended;
-            (reader, ended) = self.offer_all(reader, &mut lanes, &session, stop).await?;
+            (reader, ended) = self.offer_all(reader, &session, dedup_window, stop).await?;
             if ended == Ended::NothingLeft {
                 return Ok(());
             }
         }
     }
 
-    /// Offers what the journal holds, from its first entry on, for as long as the session lasts.
+    /// Offers what the journal holds, but for what the broker may have forgotten that it has,
+    /// for as long as the session lasts.
     async fn offer_all(
         &self,
-        mut reader: JournalReader,
-        lanes: &mut Lanes,
+        reader: JournalReader,
         session: &Session,
+        dedup_window: Duration,
         stop: &CancellationToken,
     ) -> Result<(JournalReader, Ended), JournalError> {
+        let (mut reader, mut cursor) = blocking(move || {
+            let not_offered = reader.not_offered(dedup_window)?;
+            Ok((reader, not_offered))
+        })
+        .await?;
+        let mut lanes = Lanes::default();
         let mut committed = self.journal.committed();
         let mut under_way = FuturesUnordered::new();
-        let mut cursor = 0;
         let mut unread = true;
         loop {
             if unread {
@@ -114,17 +126,19 @@ impl Relay {
                 (reader, entries) = read(reader, cursor).await?;
                 unread = !entries.is_empty();
                 cursor = entries.last().map_or(cursor, |entry| entry.seq);
-                let offers = entries.into_iter().filter_map(|entry| lanes.offer(entry));
+                let offers = entries.into_iter().filter_map(|entry| {
+                    let first = self.journal.window().offer(entry.seq);
+                    lanes.offer(Offer { entry, first })
+                });
                 under_way.extend(offers.map(|offer| self.publish(offer, session)));
             }
             if stop.is_cancelled() && !unread && under_way.is_empty() {
                 return Ok((reader, Ended::NothingLeft));
             }
             tokio::select! {
-                Some((offer, published)) = under_way.next() => {
-                    let next = self.note(lanes, &offer, published).await;
+                Some((offer, settled)) = under_way.next() => {
+                    let next = if settled { lanes.done(&offer) } else { None };
                     under_way.extend(next.map(|next| self.publish(next, session)));
-                    self.journal.published_through(lanes.through());
                 }
                 Ok(()) = committed.changed() => unread = true,
                 () = session.ended(), if under_way.is_empty() => {
@@ -135,33 +149,38 @@ impl Relay {
         }
     }
 
-    async fn publish(&self, mut offer: Offer, session: &Session) -> (Offer, Published) {
-        let published = self.publisher.publish(&mut offer, session).await;
-        (offer, published)
+    /// Settles an entry. False if the session ended before; the entry is offered again.
+    async fn publish(&self, mut offer: Offer, session: &Session) -> (Offer, bool) {
+        let settled = match self.publisher.publish(&mut offer, session).await {
+            Published::Confirmed => true,
+            Published::Interrupted => false,
+            Published::Refused(reason) => tokio::select! {
+                () = self.set_aside(&offer.entry, reason) => true,
+                () = session.ended() => false,
+            },
+        };
+        (offer, settled)
     }
 
-    /// Notes what became of an entry. Returns what its lane goes on with.
-    async fn note(&self, lanes: &mut Lanes, offer: &Offer, published: Published) -> Option<Offer> {
-        match published {
-            Published::Interrupted => return None,
-            Published::Refused(reason) => {
-                let entry = &offer.entry;
-                let (id, trace_id) = (entry.delivery_id, entry.trace_id());
-                error!(gitea.delivery.id = %id, %trace_id, seq = entry.seq, reason, "set aside");
-                self.journal.set_aside(entry.seq, reason).await;
-            }
-            Published::Confirmed => {}
+    /// Keeps an entry that the broker refuses for good out of the way, for ever. It counts as
+    /// unsettled until the journal has noted it.
+    async fn set_aside(&self, entry: &Entry, reason: String) {
+        let (id, seq, mut pause) = (entry.delivery.id, entry.seq, JOURNAL_PAUSE);
+        let trace_id = contract::traceparent::trace_id_text(id);
+        while let Err(error) = self.journal.set_aside(seq, reason.clone()).await {
+            error!(gitea.delivery.id = %id, trace_id, seq, %error, "cannot set an entry aside, trying on");
+            tokio::time::sleep(pause.next_wait()).await;
         }
-        lanes.done(offer)
+        error!(gitea.delivery.id = %id, trace_id, seq, reason, "set aside");
     }
 }
 
 /// Why offering came to an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Ended {
-    /// The session is over.
+    /// The connection is gone, and nothing is under way any more.
     Session,
-    /// It was told to stop, and all is published.
+    /// Told to stop, and all is published.
     NothingLeft,
 }
 
@@ -173,9 +192,9 @@ async fn read(
     if let Some(entries) = reader.after_in_memory(after, READ_ENTRIES) {
         return Ok((reader, entries));
     }
-    let read = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let entries = reader.after(after, READ_ENTRIES, READ_BYTES)?;
         Ok((reader, entries))
-    });
-    read.await.unwrap_or_else(|panic| Err(JournalError::Thread(std::io::Error::other(panic))))
+    })
+    .await
 }

@@ -13,9 +13,9 @@ use std::{
 };
 
 use async_nats::jetstream;
+use contract::names;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use shared::streams;
 use tests::{
     bus,
     gitea::{Delivery, Issue},
@@ -161,7 +161,7 @@ fn bomb(bytes: usize) -> Vec<u8> {
 fn abusers() -> Vec<Abuser> {
     use Fate::{Answered, Closed, HungUp, Invalid, NoRequest, Served, TimedOut};
     use Sends::{All, AndBreaksOff, AndTrickles};
-    const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: ingest\r\n";
+    const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: ingest\r\n";
     const MISMATCH: Fate = Answered(&[(401, "signature_mismatch")]);
     const BROKEN: Fate = Answered(&[(400, "body_broken")]);
     let good = opened(1);
@@ -174,7 +174,7 @@ fn abusers() -> Vec<Abuser> {
         abuser("a slow body", AndTrickles(line("Content-Length: 10000")), TimedOut),
         abuser("slow chunks", AndTrickles(chunked(b"ffff\r\n")), TimedOut),
         abuser("a body that does not come", All(line("Content-Length: 10000")), TimedOut),
-        abuser("100 at once", All(format!("{LIVE}\r\n").repeat(100).into()), Served(100)),
+        abuser("100 at once", All(format!("{HEALTH}\r\n").repeat(100).into()), Served(100)),
         abuser(
             "a long header",
             All(line(&format!("X-Long: {}", "x".repeat(64 * 1024)))),
@@ -508,12 +508,12 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
     let mut accepted = Vec::new();
     let quiet = Good::start(address);
     wait::until("the first events", || async {
-        (bus::count(&js, streams::EVENTS).await >= 50).then_some(())
+        (bus::count(&js, names::EVENTS).await >= 50).then_some(())
     })
     .await;
     accepted.extend(quiet.finish().await);
     wait::until_equal("all to be published", accepted.len() as u64, || {
-        bus::count(&js, streams::EVENTS)
+        bus::count(&js, names::EVENTS)
     })
     .await;
     let before = Usage::of(ingest.pid());
@@ -555,10 +555,11 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
     assert!(again.memory < after.memory + MEMORY_SPREAD, "{after:?} {again:?}");
 
     // The largest is one more that was accepted, and nothing else became an event.
-    let kept = total(address, "coordinator_deliveries_total", "outcome=\"accepted\"").await;
+    let operator = ingest.address_in("operator listens").await;
+    let kept = total(operator, "coordinator_deliveries_total", "outcome=\"accepted\"").await;
     assert_eq!(kept as usize, accepted.len() + 1);
     wait::until_equal("all to be published", accepted.len() as u64 + 1, || {
-        bus::count(&js, streams::EVENTS)
+        bus::count(&js, names::EVENTS)
     })
     .await;
     let events: BTreeSet<_> =

@@ -11,7 +11,7 @@ use async_nats::{
     Client, ConnectOptions, Event,
     jetstream::{self, AckKind, consumer::PullConsumer},
 };
-use shared::streams;
+use contract::names;
 use tempfile::TempDir;
 use tests::{
     bus,
@@ -47,8 +47,7 @@ fn environment<'a>(nats_url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a s
         ("NATS_URL", nats_url),
         ("HOST", "127.0.0.1"),
         ("PORT", "0"),
-        ("WORKER_HOST", "127.0.0.1"),
-        ("WORKER_PORT", "0"),
+        ("OPERATOR_PORT", "0"),
     ];
     all.extend(more);
     all
@@ -69,8 +68,8 @@ fn start(service: &str, args: &[&str], user: &str, nats: &Nats, data: &TempDir) 
 }
 
 async fn create_streams(nats: &Nats, data: &TempDir) {
-    let args = ["create-streams", "--reader", "reader", "--reader", "other"];
-    let mut created = start("worker", &args, "admin", nats, data);
+    let args = ["--reader", "reader", "--reader", "other"];
+    let mut created = start("create-streams", &args, "admin", nats, data);
     assert_eq!(created.exited().await.code(), Some(0), "{}", created.output());
 }
 
@@ -138,7 +137,7 @@ async fn a_delivery_becomes_a_change(nats: &Nats, ingest: &Process) {
     let address: SocketAddr = ingest.address_in("ingest listens").await;
     let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
     assert_eq!(send(&reqwest::Client::new(), address, &delivery).await.status, 200);
-    wait::until_equal("the change", 1, || messages(nats, streams::CHANGES)).await;
+    wait::until_equal("the change", 1, || messages(nats, names::CHANGES)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,12 +151,23 @@ async fn with_least_privilege_everybody_can_do_their_part() {
     wait::until_equal("it to be settled", Some(0), || bus::lag(&admin)).await;
 
     let reader = Role::connect(&nats, "reader").await;
-    let stream = reader.js.get_stream(streams::CHANGES).await.expect("the stream");
+    let stream = reader.js.get_stream(names::CHANGES).await.expect("the stream");
     let consumer: PullConsumer = stream.get_consumer("reader").await.expect("the consumer");
     let change = bus::next(&consumer).await;
     assert_eq!(change.subject.as_str(), "gitea.changes.assigned.acme.r1.1");
     change.double_ack().await.expect("ack");
     reader.nothing_was_denied();
+
+    // Dead letters are looked at where the worker is.
+    let garbage = admin.publish("gitea.issues.closed.acme.r1.1.5", "no event".into());
+    garbage.await.expect("publish").await.expect("an ack");
+    wait::until_equal("the dead letter", 1, || messages(&nats, names::DEAD_LETTERS)).await;
+    for (args, shown) in [(&["list"][..], "no event"), (&["show", "1"], "Coordinator-Stream")] {
+        let mut command = start("dead-letters", args, "worker", &nats, &data);
+        assert_eq!(command.exited().await.code(), Some(0), "{}", command.output());
+        let output = command.output();
+        assert!(output.contains(shown) || output.contains("after 1 attempts"), "{output}");
+    }
     for process in [&ingest, &worker] {
         let output = process.output();
         assert!(!output.contains("NATS denies"), "{output}");
@@ -209,7 +219,7 @@ async fn ingest_can_read_nothing_and_nobody_else_can_write_events() {
     reader.publish(event).await;
     reader.publish(change).await;
     reader.is_denied(&[event, change]).await;
-    for stream in [streams::EVENTS, streams::CHANGES] {
+    for stream in [names::EVENTS, names::CHANGES] {
         assert_eq!(messages(&nats, stream).await, 0, "{stream}");
     }
 }
@@ -222,7 +232,7 @@ async fn a_reader_can_neither_see_nor_settle_what_is_anothers() {
     let published = admin.publish("gitea.changes.closed.acme.r1.1", "x".into()).await;
     published.expect("publish").await.expect("an ack");
 
-    let stream = admin.get_stream(streams::CHANGES).await.expect("the stream");
+    let stream = admin.get_stream(names::CHANGES).await.expect("the stream");
     let mut other: PullConsumer = stream.get_consumer("other").await.expect("the consumer");
     let message = bus::next(&other).await;
     let settle = message.reply.as_ref().expect("a reply subject").to_string();

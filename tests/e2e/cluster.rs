@@ -1,8 +1,8 @@
 //! Three servers and streams of three replicas: one of them dies.
 
 use async_nats::jetstream;
+use contract::names;
 use futures::future::join_all;
-use shared::streams;
 use tests::{
     bus, check,
     load::{Load, stories},
@@ -44,8 +44,8 @@ async fn the_leader_of_the_events_may_die_under_load() {
     let data = temp_dir();
     let mut ingest = ingest_config(&urls, data.path(), &[]);
     let mut worker = worker_config(&urls, &["--ack-wait-secs", "2"]);
-    ingest.common.streams.replicas = 3;
-    worker.common.streams.replicas = 3;
+    ingest.common.streams.stream_replicas = 3;
+    worker.common.streams.stream_replicas = 3;
     let ingest = start_ingest(&ingest).await;
     let worker = start_worker(&worker).await;
     wait::until_equal("all partitions to be consumed", 200, || async {
@@ -56,12 +56,12 @@ async fn the_leader_of_the_events_may_die_under_load() {
     let load = Load::start(&[ingest.address], 5, stories(1, 20, 50));
     load.accepted(300).await;
     let js = jetstream::new(servers[0].client().await);
-    let killed = wait::until("a leader", || leader(&js, streams::EVENTS)).await;
+    let killed = wait::until("a leader", || leader(&js, names::EVENTS)).await;
     servers[killed].kill();
     let sent = load.finish().await;
     assert_eq!((sent.accepted.len(), sent.unanswered.len()), (1000, 0));
     let js = jetstream::new(servers[(killed + 1) % 3].client().await);
-    let follower = wait::until("another leader", || leader(&js, streams::EVENTS)).await;
+    let follower = wait::until("another leader", || leader(&js, names::EVENTS)).await;
     assert_ne!(follower, killed);
     settled(&js, 1000).await;
     check::kept(&js, &sent.accepted).await;

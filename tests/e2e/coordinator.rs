@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use contract::{names, subject};
 use serde_json::{Value, json};
-use shared::{streams, subject};
 use tempfile::TempDir;
 use tests::{
     bus,
@@ -34,13 +34,13 @@ fn start(data: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Process {
     let data = data.to_str().expect("UTF-8");
     let mut all = vec!["--data-dir", data];
     // The usual ports may be in use on this machine.
-    for (flag, port) in [("--port", "0"), ("--worker-port", "0"), ("--nats-port", "0")] {
+    for (flag, port) in [("--port", "0"), ("--operator-port", "0"), ("--nats-port", "0")] {
         if !flags.contains(&flag) {
             all.extend([flag, port]);
         }
     }
     all.extend(flags);
-    Process::start(Path::new(EXE), "coordinator", &all, environment)
+    Process::start(Path::new(EXE), "up", &all, environment)
 }
 
 /// What a coordinator tells once it runs.
@@ -51,8 +51,8 @@ async fn runs(process: &Process) -> Value {
 
 /// Runs a command to its end; returns its exit code and its output.
 async fn command(data: &Path, args: &[&str]) -> (i32, String) {
-    let args = [args, &["--data-dir", data.to_str().expect("UTF-8")]].concat();
-    let mut process = Process::start(Path::new(EXE), "coordinator", &args, &[]);
+    let flags = [&args[1..], &["--data-dir", data.to_str().expect("UTF-8")]].concat();
+    let mut process = Process::start(Path::new(EXE), args[0], &flags, &[]);
     let code = process.exited().await.code().expect("an exit code");
     (code, process.output().trim_end().to_owned())
 }
@@ -69,8 +69,8 @@ async fn send(data: &Path, args: &[&str]) -> String {
 /// Waits for the change that follows from a delivery, as `tail` shows it.
 async fn change(data: &Path, delivery_id: &str) -> Value {
     let data = data.to_str().expect("UTF-8");
-    let args = ["tail", "--json", "--all", "--data-dir", data];
-    let mut tail = Process::start(Path::new(EXE), "coordinator", &args, &[]);
+    let args = ["--json", "--all", "--data-dir", data];
+    let mut tail = Process::start(Path::new(EXE), "tail", &args, &[]);
     let line = tail.line_with(delivery_id).await;
     tail.signal("TERM");
     assert_eq!(tail.exited().await.code(), Some(0), "{}", tail.output());
@@ -134,6 +134,7 @@ async fn it_starts_without_a_setting_and_tells_where_everything_is() {
         String::new(),
         format!("  webhook   {}", at("webhook_url")),
         format!("  secret    in {}", secret_file.display()),
+        format!("  operator  {}/health, /metrics", at("operator_url")),
         format!("  NATS      {}", at("nats_url")),
         format!("  data      {}", data.display()),
         String::new(),
@@ -143,7 +144,7 @@ async fn it_starts_without_a_setting_and_tells_where_everything_is() {
         ),
         "Stop it with Ctrl-C.".to_owned(),
     ];
-    assert_eq!(banner.get(..9), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
+    assert_eq!(banner.get(..10), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
     assert!(at("webhook_url").ends_with("/webhook/gitea"), "{instance}");
 
     let (code, answer) = command(&data, &["send", "assigned"]).await;
@@ -180,8 +181,7 @@ async fn dead_letters_are_listed_and_redriven() {
     assert_eq!(command(&data, &["dead-letters"]).await, (0, "no dead letters".into()));
 
     let js = async_nats::jetstream::new(async_nats::connect(&nats_url).await.expect("connect"));
-    wait::until("the stream of events", || async { js.get_stream(streams::EVENTS).await.ok() })
-        .await;
+    wait::until("the stream of events", || async { js.get_stream(names::EVENTS).await.ok() }).await;
     let subject = format!("gitea.issues.closed.acme.widgets.9.{}", subject::partition(1, 9));
     let publish = js.publish(subject.clone(), "no event".into()).await.expect("publish");
     let published = publish.await.expect("an ack").sequence;
@@ -256,9 +256,9 @@ async fn a_port_that_is_taken_is_told_with_the_setting_that_changes_it() {
     for (flag, line) in [
         ("--port", format!("coordinator: port {port} is taken; set PORT (--port) to another")),
         (
-            "--worker-port",
+            "--operator-port",
             format!(
-                "coordinator: port {port} is taken; set WORKER_PORT (--worker-port) to another"
+                "coordinator: port {port} is taken; set OPERATOR_PORT (--operator-port) to another"
             ),
         ),
         (
@@ -280,11 +280,11 @@ async fn a_nats_server_that_dies_is_told() {
     let process = start(&data, &[], &[]);
     runs(&process).await;
     signal(nats_server_of(&data).expect("a nats-server"), "KILL");
-    let line = process.line_with("coordinator: nats-server died").await;
-    let start = "coordinator: nats-server died (signal: 9 (SIGKILL)); its log is ";
-    let log = line.strip_prefix(start).unwrap_or_else(|| panic!("{line}"));
-    assert!(Path::new(log).is_file(), "{log}");
-    fails(process, &line).await;
+    let line = process.line_with("nats-server died").await;
+    let line: Value = serde_json::from_str(&line).expect("a JSON log line");
+    assert_eq!(line["status"], "signal: 9 (SIGKILL)");
+    assert!(Path::new(line["log"].as_str().expect("its log")).is_file(), "{line}");
+    fails(process, "coordinator: nats-server ended by itself").await;
 }
 
 #[tokio::test]
@@ -325,5 +325,5 @@ async fn with_a_nats_of_ones_own_none_is_started() {
     assert_eq!(change.cause.delivery_id, id);
     process.signal("INT");
     assert_eq!(process.exited().await.code(), Some(0), "{}", process.output());
-    assert_eq!(bus::count(&js, streams::CHANGES).await, 1);
+    assert_eq!(bus::count(&js, names::CHANGES).await, 1);
 }

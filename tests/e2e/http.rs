@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_nats::jetstream;
+use contract::{event, names};
 use futures::future::join_all;
 use reqwest::{
     Method,
@@ -15,7 +16,6 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use shared::{event, streams};
 use tests::{
     bus, check,
     gitea::{Delivery, Issue, SECRET, recorded, recorded_one, sign},
@@ -33,7 +33,7 @@ const RECORDINGS: [&str; 2] = ["gitea-1.25", "gitea-1.27"];
 const FORMER_SECRET: &str = "f0rm3r";
 /// What tells a timeout of one second from those that were not set, of ten.
 const ABOUT_A_SECOND: std::ops::Range<Duration> = Duration::from_secs(1)..Duration::from_secs(9);
-const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: ingest\r\n";
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: ingest\r\n";
 
 /// A connection that is spoken by hand.
 struct Raw(BufReader<TcpStream>);
@@ -481,7 +481,10 @@ async fn other_content_types_paths_and_methods_get_415_404_and_405() {
         (Method::POST, "/webhook", 404, "not_found"),
         (Method::POST, "/webhook/gitea/", 404, "not_found"),
         (Method::POST, "/webhook/gitea/7", 404, "not_found"),
+        (Method::GET, "/health/live", 404, "not_found"),
         (Method::GET, "/health/ready", 404, "not_found"),
+        (Method::GET, "/metrics", 404, "not_found"),
+        (Method::POST, "/metrics", 404, "not_found"),
         (Method::GET, "/webhook/gitea", 405, "method_not_allowed"),
         (Method::PUT, "/webhook/gitea", 405, "method_not_allowed"),
         (Method::DELETE, "/webhook/gitea?x=1", 405, "method_not_allowed"),
@@ -639,7 +642,7 @@ async fn a_body_too_large_for_the_broker_is_kept_and_its_event_cut_and_flagged()
     assert_eq!((&cut.issue.title, &whole.issue.body), (&issue.title, &Issue::new(1, 2).body));
     assert!(issue.body.starts_with(&cut.issue.body));
     assert_eq!(cut.delivery.body_sha256, hex::encode(Sha256::digest(&large.body)));
-    let stored = bus::messages(&system.js, streams::EVENTS).await.expect("the events");
+    let stored = bus::messages(&system.js, names::EVENTS).await.expect("the events");
     let bytes = stored[0].payload.len();
     assert!((800_000..1_048_576).contains(&bytes), "{bytes}");
     let changes = bus::changes(&system.js).await;
@@ -650,7 +653,7 @@ async fn a_body_too_large_for_the_broker_is_kept_and_its_event_cut_and_flagged()
 async fn a_head_that_does_not_come_in_time_ends_the_connection() {
     let system = System::start_with(&["--header-timeout-secs", "1"], &[]).await;
     let half = "POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\nX-Slow: ";
-    let request = format!("{LIVE}\r\n");
+    let request = format!("{HEALTH}\r\n");
     join_all([("nothing", ""), ("half a head", half), ("a request, and rest", &request)].map(
         |(what, bytes)| {
             let system = &system;
@@ -659,7 +662,11 @@ async fn a_head_that_does_not_come_in_time_ends_the_connection() {
                 let mut raw = Raw::opened_with(system, bytes).await;
                 let said = raw.rest().await;
                 assert!(ABOUT_A_SECOND.contains(&started.elapsed()), "{what}: {said}");
-                assert_eq!(said.ends_with("live\n"), what.contains("request"), "{what}: {said}");
+                assert_eq!(
+                    said.contains("\"live\":true"),
+                    what.contains("request"),
+                    "{what}: {said}"
+                );
             }
         },
     ))
@@ -673,14 +680,14 @@ async fn a_head_that_does_not_come_in_time_ends_the_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_is_too_large_or_no_http_ends_the_connection() {
     let system = System::start().await;
-    let long = |bytes| format!("{LIVE}X-Long: {}\r\n\r\n", "x".repeat(bytes));
+    let long = |bytes| format!("{HEALTH}X-Long: {}\r\n\r\n", "x".repeat(bytes));
     let mut raw = Raw::opened_with(&system, long(12 * 1024)).await;
     assert_eq!(raw.answer().await.status, 200);
     let many: String = (0..1000).map(|n| format!("X-{n}: 1\r\n")).collect();
     for (what, head, status) in [
         ("one long header", long(64 * 1024), "431"),
         ("a head without an end", "x".repeat(64 * 1024), "431"),
-        ("many headers", format!("{LIVE}{many}\r\n"), "431"),
+        ("many headers", format!("{HEALTH}{many}\r\n"), "431"),
         ("no HTTP", "\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), "400"),
     ] {
         let mut raw = Raw::open(&system).await;
@@ -700,8 +707,8 @@ async fn more_connections_than_the_limit_wait_and_are_served_once_a_place_is_fre
     let started = Instant::now();
     let mut first = Vec::new();
     for _ in 0..2 {
-        let mut raw = Raw::opened_with(&system, format!("{LIVE}\r\n")).await;
-        assert_eq!(raw.answer().await.body, "live\n");
+        let mut raw = Raw::opened_with(&system, format!("{HEALTH}\r\n")).await;
+        assert_eq!(raw.answer().await.body["live"], true);
         first.push(raw);
     }
     // The first two rest, so until their time is over there is no place for these.
@@ -927,7 +934,7 @@ async fn health_and_metrics_tell_how_it_is() {
         ("/health/live", "text/plain; charset=utf-8"),
         ("/metrics", "text/plain; version=0.0.4"),
     ] {
-        let url = format!("http://{}{path}", system.ingest.address);
+        let url = format!("http://{}{path}", system.ingest.operator);
         let response = reqwest::get(url).await.expect("an answer");
         let found = response.headers().get(CONTENT_TYPE).map(|value| value.to_str().expect("text"));
         assert_eq!((response.status().as_u16(), found), (200, Some(content_type)), "{path}");
@@ -974,14 +981,77 @@ async fn a_sender_that_writes_all_of_a_too_large_body_gets_its_413() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_methods_on_the_operators_paths_get_405_in_json() {
+async fn health_is_there_on_the_webhooks_port_too_and_for_get_alone() {
     let system = System::start().await;
     let http = reqwest::Client::new();
-    for path in ["/health", "/health/live", "/metrics"] {
-        let url = format!("http://{}{path}", system.ingest.address);
-        let response = http.post(url).send().await.expect("an answer");
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = response.json().await.expect("JSON");
-        assert_error(path, &Answer { status, headers, body }, 405, "method_not_allowed");
+    let url = format!("http://{}/health", system.ingest.address);
+    assert_eq!(http.get(&url).send().await.expect("an answer").status(), 200);
+    let response = http.post(url).send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = response.json().await.expect("JSON");
+    assert_error("/health", &Answer { status, headers, body }, 405, "method_not_allowed");
+    for path in ["/health", "/health/live", "/health/ready", "/metrics"] {
+        let url = format!("http://{}{path}", system.ingest.operator);
+        assert_eq!(http.get(&url).send().await.expect("an answer").status(), 200, "{path}");
+        assert_eq!(http.post(url).send().await.expect("an answer").status(), 405, "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_never_read_keep_nobody_out() {
+    let flags = ["--max-connections", "4", "--write-timeout-secs", "1"];
+    let system = System::start_with(&flags, &[]).await;
+    let requests = format!("{HEALTH}\r\n").repeat(1000);
+    let mut deaf = Vec::new();
+    for _ in 0..4 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        let mut stream = socket.connect(system.ingest.address).await.expect("a connection");
+        let requests = requests.clone();
+        deaf.push(tokio::spawn(async move {
+            // Until ingest reads no more, since it cannot answer, and in the end hangs up.
+            while stream.write_all(requests.as_bytes()).await.is_ok() {}
+        }));
+    }
+    assert_eq!(system.ingest.get("/health/live").await.0, 200, "on a listener of its own");
+    system.send_accepted(&opened(1)).await;
+    for deaf in deaf {
+        wait::within("a client that never reads to be hung up on", deaf).await.expect("no panic");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_brought_a_signed_delivery_may_rest_and_a_strangers_may_not() {
+    let system = System::start_with(&["--header-timeout-secs", "1"], &[]).await;
+    let send = async |raw: &mut Raw, number| {
+        let delivery = opened(number);
+        raw.send([head_with_length(&delivery).as_bytes(), &delivery.body].concat()).await;
+        let answer = raw.answer().await;
+        assert_receipt(&answer, delivery.id(), "accepted", json!({}));
+    };
+    let mut known = Raw::open(&system).await;
+    send(&mut known, 1).await;
+    let mut stranger = Raw::opened_with(&system, format!("{HEALTH}\r\n")).await;
+    assert_eq!(stranger.answer().await.status, 200);
+    // Its time is over; that of the known one, which rests for longer already, is not.
+    assert_eq!(stranger.rest().await, "");
+    send(&mut known, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_a_planned_stop_answers_ask_to_close_the_connection() {
+    let System { ingest, nats, worker, data, .. } = System::start().await;
+    let mut raw = Raw(BufReader::new(TcpStream::connect(ingest.address).await.expect("connect")));
+    raw.send(format!("{HEALTH}\r\n")).await;
+    assert_eq!(raw.answer().await.headers.get("connection"), None);
+    let stopping = tokio::spawn(ingest.stop());
+    loop {
+        raw.send(format!("{HEALTH}\r\n")).await;
+        if raw.answer().await.headers.contains_key("connection") {
+            break;
+        }
+    }
+    assert_eq!(raw.rest().await, "");
+    wait::within("the stop", stopping).await.expect("no panic");
+    drop((nats, worker, data));
 }

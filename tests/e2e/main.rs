@@ -12,3 +12,4 @@ mod services;
 mod settling;
 mod stories;
 mod telemetry;
+mod window;

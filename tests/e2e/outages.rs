@@ -4,8 +4,8 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use async_nats::jetstream;
+use contract::names::{self, PARTITIONS};
 use serde_json::Value;
-use shared::{streams, subject::PARTITIONS};
 use tests::{
     bus, check,
     load::{Load, stories},
@@ -39,10 +39,10 @@ async fn stored(ingest: &Running) -> f64 {
 
 /// Partitions that are not done: their number, events pending, events in hand.
 async fn unsettled(js: &jetstream::Context) -> Vec<(u8, u64, usize)> {
-    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut unsettled = Vec::new();
     for partition in 0..PARTITIONS {
-        let info = stream.consumer_info(streams::consumer_name(partition)).await.expect("its info");
+        let info = stream.consumer_info(names::consumer_name(partition)).await.expect("its info");
         if info.num_pending > 0 || info.num_ack_pending > 0 {
             unsettled.push((partition, info.num_pending, info.num_ack_pending));
         }
@@ -173,7 +173,7 @@ async fn a_worker_that_leaves_in_the_middle_stalls_nothing() {
 async fn an_ingest_stopped_under_load_has_published_what_it_answered() {
     let System { nats, ingest, worker: _worker, js, data, .. } = System::start().await;
     let mut config = ingest_config(&nats.url(), data.path(), &[]);
-    config.port = ingest.address.port();
+    config.address = ingest.address;
     let load = Load::start(&[ingest.address], 5, stories(1, 20, 50));
     load.accepted(300).await;
     ingest.stop().await;
@@ -195,7 +195,7 @@ async fn an_ingest_stopped_while_the_broker_is_away_keeps_what_it_answered() {
     let data = temp_dir();
     let mut config = ingest_config(&nats.url(), data.path(), &[]);
     let ingest = start_ingest(&config).await;
-    config.port = ingest.address.port();
+    config.address = ingest.address;
     let load = Load::start(&[ingest.address], 5, stories(1, 20, 50));
     load.accepted(300).await;
     ingest.stop().await;

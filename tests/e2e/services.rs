@@ -7,10 +7,10 @@ use std::{
 };
 
 use async_nats::jetstream;
-use shared::{streams, subject::PARTITIONS};
+use contract::names::{self, PARTITIONS};
 use tests::{
     bus, check,
-    gitea::{Issue, SECRET},
+    gitea::Issue,
     load::{Load, Sent, stories},
     nats::Nats,
     process::{Process, signal},
@@ -40,7 +40,7 @@ async fn ingest(nats_url: &str, data: &Path, port: u16) -> (Process, SocketAddr)
 /// A worker that consumes all partitions.
 async fn worker(nats_url: &str, ack_wait_secs: &str) -> (Process, SocketAddr) {
     let process = start_worker_process(nats_url, ack_wait_secs);
-    let address = process.address_in("worker listens").await;
+    let address = process.address_in("operator listens").await;
     wait::until_equal("a worker that consumes", Some(200), || async {
         let answer = reqwest::get(format!("http://{address}/health/ready")).await.ok()?;
         Some(answer.status().as_u16())
@@ -71,7 +71,7 @@ async fn depth(ingest: SocketAddr) -> u64 {
 /// Waits until all that was accepted is settled, and checks it. What was not answered may be there.
 async fn arrived(js: &jetstream::Context, ingest: SocketAddr, sent: &Sent) {
     wait::until_equal("an empty journal", 0, || depth(ingest)).await;
-    settled(js, bus::count(js, streams::EVENTS).await).await;
+    settled(js, bus::count(js, names::EVENTS).await).await;
     check::kept(js, &sent.accepted).await;
     let known: HashSet<&str> =
         sent.accepted.iter().chain(&sent.unanswered).map(|delivery| delivery.id()).collect();
@@ -82,10 +82,10 @@ async fn arrived(js: &jetstream::Context, ingest: SocketAddr, sent: &Sent) {
 
 /// Events in the hands of workers.
 async fn in_hand(js: &jetstream::Context) -> usize {
-    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut in_hand = 0;
     for partition in 0..PARTITIONS {
-        let name = streams::consumer_name(partition);
+        let name = names::consumer_name(partition);
         in_hand += stream.consumer_info(name).await.expect("its info").num_ack_pending;
     }
     in_hand
@@ -105,7 +105,7 @@ async fn what_a_killed_worker_had_in_hand_is_taken_over() {
     let (_ingest, address) = ingest(&nats.url(), data.path(), 0).await;
     let (js, sent) = backlog(&nats, address).await;
     let process = start_worker_process(&nats.url(), "2");
-    let mut killed = (process.address_in("worker listens").await, process);
+    let mut killed = (process.address_in("operator listens").await, process);
     wait::until("it to be in the middle", || async {
         (handled(killed.0).await >= 50.0).then_some(())
     })
@@ -161,7 +161,7 @@ async fn a_worker_that_sleeps_past_its_time_doubles_nothing_when_it_wakes() {
     settled(&js, 1000).await;
     check::kept(&js, &sent.accepted).await;
     assert_eq!(bus::changes(&js).await.len(), 980);
-    assert_eq!(bus::count(&js, streams::DEAD_LETTERS).await, 0);
+    assert_eq!(bus::count(&js, names::DEAD_LETTERS).await, 0);
 }
 
 /// Has a worker that sleeps been given a delivery that assigns `bot`? One whose request for
@@ -179,7 +179,7 @@ async fn asleep_with_one_in_hand(
     sleeper.signal("STOP");
     let assigned = Issue::new(1, number).assigned(&["bot"]).at(2).delivery("assigned");
     send(&http, ingest, &assigned).await;
-    wait::until_equal("it to be published", events + 1, || bus::count(js, streams::EVENTS)).await;
+    wait::until_equal("it to be published", events + 1, || bus::count(js, names::EVENTS)).await;
     wait::until_equal("all to be published", 0, || depth(ingest)).await;
     if in_hand(js).await == 1 {
         return true;
@@ -292,21 +292,21 @@ async fn bad_settings_are_told_in_one_line_before_anything_binds() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = taken.local_addr().expect("address").port().to_string();
     for (service, environment, line) in [
-        ("ingest", vec![], "ingest: GITEA_URL is required; GITEA_WEBHOOK_SECRET is required"),
-        ("worker", vec![], "worker: GITEA_URL is required"),
+        ("ingest", vec![], "coordinator: GITEA_URL is required; GITEA_WEBHOOK_SECRET is required"),
+        ("worker", vec![], "coordinator: GITEA_URL is required"),
         (
             "ingest",
             vec![("PORT", port.as_str()), ("GITEA_URL", "ftp://x"), ("MAX_CONNECTIONS", "0")],
-            "ingest: GITEA_URL is not an http:// or https:// URL; GITEA_WEBHOOK_SECRET is required; MAX_CONNECTIONS is not a number from 1 to 1048576",
+            "coordinator: GITEA_URL is not an http:// or https:// URL; MAX_CONNECTIONS is not a number from 1 to 1048576; GITEA_WEBHOOK_SECRET is required",
         ),
         (
             "worker",
             vec![
-                ("WORKER_PORT", port.as_str()),
+                ("OPERATOR_PORT", port.as_str()),
                 ("NATS_URL", "nats://a b"),
                 ("ACK_WAIT_SECS", "x"),
             ],
-            "worker: GITEA_URL is required; NATS_URL is not a URL such as nats://host:4222; ACK_WAIT_SECS is not a number from 1 to 3600",
+            "coordinator: GITEA_URL is required; NATS_URL is not a URL such as nats://host:4222; ACK_WAIT_SECS is not a number from 1 to 3600",
         ),
     ] {
         let mut process = Process::start(Path::new(EXE), service, &[], &environment);
@@ -322,14 +322,16 @@ async fn a_port_that_is_taken_is_told() {
     let port = taken.local_addr().expect("address").port();
     let mut process = start_ingest_process("nats://127.0.0.1:1", data.path(), port);
     assert_eq!(process.exited().await.code(), Some(1));
-    let line = format!("ingest: listen on 127.0.0.1:{port}: Address already in use (os error 98)");
+    let line = format!("coordinator: port {port} is taken; set PORT (--port) to another");
     assert_eq!(process.output().lines().last(), Some(line.as_str()), "{}", process.output());
 
-    let flags = ["--worker-port", &port.to_string()];
-    let environment = [("GITEA_URL", "http://localhost:3000"), ("WORKER_HOST", "127.0.0.1")];
+    let flags = ["--operator-port", &port.to_string()];
+    let environment = [("GITEA_URL", "http://localhost:3000")];
     let mut process = Process::start(Path::new(EXE), "worker", &flags, &environment);
     assert_eq!(process.exited().await.code(), Some(1));
-    let line = format!("worker: listen on 127.0.0.1:{port}: Address already in use (os error 98)");
+    let line = format!(
+        "coordinator: port {port} is taken; set OPERATOR_PORT (--operator-port) to another"
+    );
     assert_eq!(process.output().lines().last(), Some(line.as_str()), "{}", process.output());
 }
 
@@ -340,7 +342,7 @@ async fn a_data_directory_of_another_ingest_is_told_and_left_alone() {
     let mut second = start_ingest_process("nats://127.0.0.1:1", data.path(), 0);
     assert_eq!(second.exited().await.code(), Some(1));
     let line = format!(
-        "ingest: open the journal in {}: another instance uses this directory",
+        "coordinator: open the journal in {}: another instance uses this directory",
         data.path().display()
     );
     assert_eq!(second.output().lines().last(), Some(line.as_str()), "{}", second.output());
@@ -350,31 +352,21 @@ async fn a_data_directory_of_another_ingest_is_told_and_left_alone() {
 }
 
 #[tokio::test]
-async fn the_health_command_tells_whether_the_service_is_up() {
+async fn the_health_command_tells_whether_the_role_is_up() {
     let data = temp_dir();
     let nats_url = "nats://127.0.0.1:1";
-    let (_ingest, ingest) = ingest(nats_url, data.path(), 0).await;
+    let (ingest, _) = ingest(nats_url, data.path(), 0).await;
     let worker = start_worker_process(nats_url, "2");
-    let worker = worker.address_in("worker listens").await.port().to_string();
-    let ingest = ingest.port().to_string();
+    let ingest = ingest.address_in("operator listens").await.port().to_string();
+    let worker = worker.address_in("operator listens").await.port().to_string();
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
     let nobody = free.expect("a port").port().to_string();
-    for (service, port, code) in [
-        ("ingest", &ingest, 0),
-        ("worker", &worker, 0),
-        ("ingest", &nobody, 1),
-        ("worker", &nobody, 1),
-    ] {
-        let name = if service == "ingest" { "PORT" } else { "WORKER_PORT" };
-        let environment = [
-            ("GITEA_WEBHOOK_SECRET", SECRET),
-            ("GITEA_URL", "http://localhost:3000"),
-            (name, port.as_str()),
-        ];
-        let mut process = Process::start(Path::new(EXE), service, &["health"], &environment);
-        assert_eq!(process.exited().await.code(), Some(code), "{service} {}", process.output());
+    for (port, code) in [(&ingest, 0), (&worker, 0), (&nobody, 1)] {
+        let environment = [("OPERATOR_PORT", port.as_str())];
+        let mut process = Process::start(Path::new(EXE), "health", &[], &environment);
+        assert_eq!(process.exited().await.code(), Some(code), "{}", process.output());
         let output = process.output();
-        let told = output.starts_with(&format!("{service}: no answer: "));
-        assert_eq!((told, output.lines().count()), (code == 1, code as usize), "{output}");
+        let said = output.starts_with("coordinator: no answer: ");
+        assert_eq!((said, output.lines().count()), (code == 1, code as usize), "{output}");
     }
 }

@@ -5,7 +5,8 @@ use async_nats::jetstream::{
     consumer::PullConsumer,
     stream::{Config, DiscardPolicy},
 };
-use shared::{dead_letter, streams, subject};
+use contract::{dead_letter, names, subject};
+use service::broker::message::headers;
 use tests::{
     bus::{self, Stored},
     gitea::Issue,
@@ -16,7 +17,7 @@ use tests::{
 
 async fn dead_letters(system: &System, count: usize) -> Vec<Stored> {
     wait::until("dead letters", || async {
-        bus::messages(&system.js, streams::DEAD_LETTERS).await.filter(|all| all.len() == count)
+        bus::messages(&system.js, names::DEAD_LETTERS).await.filter(|all| all.len() == count)
     })
     .await
 }
@@ -28,7 +29,7 @@ async fn summaries(system: &System) -> Vec<String> {
 /// Publishes something that ingest would not.
 async fn publish(system: &System, issue: u64, payload: &str) -> u64 {
     wait::until("the stream of events", || async {
-        system.js.get_stream(streams::EVENTS).await.ok()
+        system.js.get_stream(names::EVENTS).await.ok()
     })
     .await;
     let partition = subject::partition(1, issue);
@@ -40,7 +41,7 @@ async fn publish(system: &System, issue: u64, payload: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     let system = System::start().await;
-    let newer = serde_json::to_value(shared::event::example()).map(|mut event| {
+    let newer = serde_json::to_value(contract::event::example()).map(|mut event| {
         event["version"] = 2.into();
         event.to_string()
     });
@@ -58,7 +59,7 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
         format!("gitea.dead.issues.closed.acme.r1.1.{}", subject::partition(1, 1))
     );
     for (header, expected) in [
-        (dead_letter::STREAM, streams::EVENTS.to_owned()),
+        (dead_letter::STREAM, names::EVENTS.to_owned()),
         (dead_letter::SEQUENCE, nonsense.to_string()),
         (dead_letter::ATTEMPTS, "1".to_owned()),
     ] {
@@ -76,7 +77,7 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
 
 /// A stream of changes that takes so many more, or any number.
 async fn leave_room(system: &System, changes: Option<i64>) {
-    let stream = system.js.get_stream(streams::CHANGES).await.expect("the stream of changes");
+    let stream = system.js.get_stream(names::CHANGES).await.expect("the stream of changes");
     let there = stream.cached_info().state.messages as i64;
     let config = Config {
         // None at all would mean no limit.
@@ -106,7 +107,7 @@ async fn what_fails_for_a_while_is_tried_again_and_told_once() {
     leave_room(&system, None).await;
     system.settled(2).await;
     assert_eq!(summaries(&system).await, ["assigned +bot", "unassigned -bot"]);
-    assert_eq!(bus::count(&system.js, streams::DEAD_LETTERS).await, 0);
+    assert_eq!(bus::count(&system.js, names::DEAD_LETTERS).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,11 +144,12 @@ async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriv
     system.settled(3).await;
     let expected = ["assigned +bot", "unassigned -bot", "closed"];
     assert_eq!(summaries(&system).await, expected);
-    let again = dead_letter::redrive(&letter.headers, letter.payload, letter.sequence);
+    let again =
+        dead_letter::redrive(&headers(Some(&letter.headers)), letter.payload, letter.sequence);
     let again = again.expect("a dead letter");
     let published = system
         .js
-        .publish_with_headers(again.subject, again.headers, again.payload.into())
+        .publish_with_headers(again.subject, bus::header_map(&again.headers), again.payload.into())
         .await
         .expect("publish");
     published.await.expect("an ack");
@@ -166,10 +168,10 @@ async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
     let http = reqwest::Client::new();
     let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
     assert_eq!(tests::system::send(&http, ingest.address, &delivery).await.status, 200);
-    wait::until_equal("the event", 1, || bus::count(&js, streams::EVENTS)).await;
+    wait::until_equal("the event", 1, || bus::count(&js, names::EVENTS)).await;
     // As workers would that take it and die: it is delivered three times and never settled.
-    let name = streams::consumer_name(subject::partition(1, 1));
-    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let name = names::consumer_name(subject::partition(1, 1));
+    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let consumer: PullConsumer = stream.get_consumer(&name).await.expect("the consumer");
     for _ in 0..3 {
         let message = bus::next(&consumer).await;
@@ -177,12 +179,12 @@ async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
     }
     let worker = start_worker(&worker_config(&nats.url(), &["--max-attempts", "3"])).await;
     let letters = wait::until("a dead letter", || async {
-        bus::messages(&js, streams::DEAD_LETTERS).await.filter(|all| !all.is_empty())
+        bus::messages(&js, names::DEAD_LETTERS).await.filter(|all| !all.is_empty())
     })
     .await;
     assert_eq!(letters[0].header(dead_letter::ATTEMPTS), "4");
     assert_eq!(letters[0].header(dead_letter::ORIGINAL_MESSAGE_ID), delivery.id());
-    assert_eq!(bus::count(&js, streams::CHANGES).await, 0, "it was handled");
+    assert_eq!(bus::count(&js, names::CHANGES).await, 0, "it was handled");
     worker.stop().await;
     ingest.stop().await;
 }

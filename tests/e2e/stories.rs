@@ -2,8 +2,8 @@
 //!
 //! A row is a change: `*` marks one of an issue first seen, `?` one in doubt.
 
+use contract::change::Change;
 use serde_json::Value;
-use shared::change::Change;
 use tests::{
     bus,
     gitea::{Recorded, recorded},
@@ -51,7 +51,7 @@ async fn told(played: &(System, Vec<Recorded>), repository: &str, number: u64) -
 
 /// What is remembered of an issue: assignees, state, in doubt.
 async fn remembered(system: &System, key: &str) -> (Vec<String>, String, bool) {
-    let bucket = system.js.get_key_value(shared::streams::ISSUE_STATE).await.expect("the bucket");
+    let bucket = system.js.get_key_value(contract::names::ISSUE_STATE).await.expect("the bucket");
     let value = bucket.get(key).await.expect("an answer").expect("a state");
     let state: Value = serde_json::from_slice(&value).expect("JSON");
     let assignees = state["assignees"].as_array().expect("assignees");

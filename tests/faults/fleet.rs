@@ -90,6 +90,7 @@ impl Fleet {
         let mut environment = vec![
             ("GITEA_URL", "http://localhost:3000"),
             ("STREAM_REPLICAS", self.to_broker.replicas),
+            ("OPERATOR_PORT", "0"),
         ];
         environment.extend(own);
         environment.extend(clock.iter().map(|(name, value)| (*name, value.as_str())));
@@ -118,14 +119,12 @@ impl Fleet {
     pub async fn start_worker(&mut self) -> Result<(), String> {
         let own = [
             ("NATS_URL", self.to_broker.for_workers.as_str()),
-            ("WORKER_HOST", "127.0.0.1"),
-            ("WORKER_PORT", "0"),
             ("ACK_WAIT_SECS", ACK_WAIT_SECS),
             ("MAX_ATTEMPTS", MAX_ATTEMPTS),
-            ("WORKER_DRAIN_TIMEOUT_SECS", "8"),
+            ("DRAIN_TIMEOUT_SECS", "8"),
         ];
         let process = self.start("worker", &own);
-        let listens = listens(&process, "worker listens").await;
+        let listens = listens(&process, "operator listens").await;
         self.workers.push(process);
         listens
     }

@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use async_nats::jetstream;
 use clap::Parser;
-use shared::streams;
+use contract::names;
 use tests::{
     nats::Nats,
     services::{self, ingest_with, worker_with},
@@ -60,12 +60,13 @@ async fn soak(args: &Args) -> ExitCode {
     let ingest = ingest_with(&exe, &nats, data.path(), &kept);
     let workers = [(); 2].map(|()| worker_with(&exe, &nats, &MINUTE));
     let address = ingest.address_in("ingest listens").await;
+    let operator = ingest.address_in("operator listens").await;
     let js = jetstream::new(nats.client().await);
     let mut sources = vec![
-        Source::judged("ingest", ingest.pid(), address).with_file(data.path().join("journal.db")),
+        Source::judged("ingest", ingest.pid(), operator).with_file(data.path().join("journal.db")),
     ];
     for (worker, name) in workers.iter().zip(["worker 1", "worker 2"]) {
-        let address = worker.address_in("worker listens").await;
+        let address = worker.address_in("operator listens").await;
         sources.push(Source::judged(name, worker.pid(), address));
     }
     // It remembers each issue's subject for as long as there is a state of it, which is for ever.
@@ -96,11 +97,11 @@ async fn wrong(js: &jetstream::Context, reader: &Reader, sent: &Sent) -> Vec<Str
     };
     let found = async || {
         (
-            stored(streams::EVENTS).await,
+            stored(names::EVENTS).await,
             tests::bus::lag(js).await,
-            stored(streams::CHANGES).await,
+            stored(names::CHANGES).await,
             reader.read(),
-            stored(streams::DEAD_LETTERS).await,
+            stored(names::DEAD_LETTERS).await,
         )
     };
     let expected = (sent.events, Some(0), sent.changes, sent.changes, 0);

@@ -9,8 +9,8 @@ use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, pull},
 };
+use contract::names;
 use futures::StreamExt;
-use shared::streams;
 use tests::wait;
 
 /// It acks all that it gets.
@@ -21,7 +21,7 @@ pub struct Reader {
 impl Reader {
     pub async fn start(js: &jetstream::Context) -> Self {
         let stream = wait::until("the stream of changes", || async {
-            js.get_stream(streams::CHANGES).await.ok()
+            js.get_stream(names::CHANGES).await.ok()
         })
         .await;
         let config = pull::Config {

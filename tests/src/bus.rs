@@ -4,8 +4,8 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, PullConsumer},
 };
+use contract::{change::Change, event::IssueEvent, names};
 use futures::StreamExt;
-use shared::{change::Change, event::IssueEvent, streams};
 
 use crate::wait;
 
@@ -54,6 +54,15 @@ pub async fn messages(js: &jetstream::Context, stream: &str) -> Option<Vec<Store
     Some(stored)
 }
 
+/// Headers as the client takes them.
+pub fn header_map(headers: &contract::envelope::Headers) -> async_nats::HeaderMap {
+    let mut map = async_nats::HeaderMap::new();
+    for (name, value) in &headers.0 {
+        map.append(&**name, value.as_str());
+    }
+    map
+}
+
 /// How many messages a stream holds; none while it is not there.
 pub async fn count(js: &jetstream::Context, stream: &str) -> u64 {
     match js.get_stream(stream).await {
@@ -64,23 +73,23 @@ pub async fn count(js: &jetstream::Context, stream: &str) -> u64 {
 
 /// All events, oldest first.
 pub async fn events(js: &jetstream::Context) -> Vec<IssueEvent> {
-    let stored = messages(js, streams::EVENTS).await.unwrap_or_default();
+    let stored = messages(js, names::EVENTS).await.unwrap_or_default();
     stored.iter().map(|m| serde_json::from_slice(&m.payload).expect("an event")).collect()
 }
 
 /// All changes, oldest first.
 pub async fn changes(js: &jetstream::Context) -> Vec<Change> {
-    let stored = messages(js, streams::CHANGES).await.unwrap_or_default();
+    let stored = messages(js, names::CHANGES).await.unwrap_or_default();
     stored.iter().map(|m| serde_json::from_slice(&m.payload).expect("a change")).collect()
 }
 
 /// Events that no worker has settled yet: pending and in hand, over all partitions.
 /// None while the consumers are not there.
 pub async fn lag(js: &jetstream::Context) -> Option<u64> {
-    let stream = js.get_stream(streams::EVENTS).await.ok()?;
+    let stream = js.get_stream(names::EVENTS).await.ok()?;
     let mut lag = 0;
-    for partition in 0..shared::subject::PARTITIONS {
-        let name = streams::consumer_name(partition);
+    for partition in 0..contract::names::PARTITIONS {
+        let name = names::consumer_name(partition);
         let info = stream.consumer_info(name).await.ok()?;
         lag += info.num_pending + info.num_ack_pending as u64;
     }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use async_nats::jetstream;
-use serde_json::Value;
-use shared::{
+use contract::{
     change::{Change, ChangeKind},
     event::{IssueEvent, State},
 };
+use serde_json::Value;
 
 use crate::{bus, gitea::Delivery};
 
@@ -196,7 +196,7 @@ pub fn events_out_of_order(events: &[IssueEvent]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::load::story;
-    use shared::timestamp::Timestamp;
+    use contract::timestamp::Timestamp;
 
     /// One issue's story, and the events and changes that must come of it.
     fn sound() -> (Vec<Delivery>, Vec<IssueEvent>, Vec<Change>) {
@@ -206,7 +206,7 @@ mod tests {
         let mut before = Folded::default();
         for (n, delivery) in deliveries.iter().enumerate() {
             let payload: Value = serde_json::from_slice(&delivery.body).expect("json");
-            let mut event = shared::event::example();
+            let mut event = contract::event::example();
             let received_at = Timestamp::from_unix_micros(n as i64);
             event.delivery.id = delivery.id().to_owned();
             event.delivery.received_at = received_at;
@@ -218,7 +218,7 @@ mod tests {
             let login = |user: &Value| user["login"].as_str().expect("login").to_owned();
             event.issue.assignees = logins
                 .iter()
-                .map(|user| shared::event::User { id: 1, login: login(user) })
+                .map(|user| contract::event::User { id: 1, login: login(user) })
                 .collect();
             event.issue.state = match payload["issue"]["state"].as_str() {
                 Some("closed") => State::Closed,

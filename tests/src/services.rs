@@ -26,14 +26,19 @@ pub fn ingest_at(
     Process::start(exe, "ingest", flags, &[&own, more].concat())
 }
 
-/// Starts an ingest on this port, whose log nobody reads.
-pub fn ingest_unread(exe: &Path, nats_url: &str, data: &Path, port: u16) -> Process {
-    let port = port.to_string();
+/// Starts an ingest on these ports, the second one the operator's, whose log nobody reads.
+pub fn ingest_unread(exe: &Path, nats_url: &str, data: &Path, ports: [u16; 2]) -> Process {
+    let [port, operator] = ports.map(|port| port.to_string());
     let own = ingest_settings(nats_url, data);
-    Process::start_unread(exe, "ingest", &[], &[&own[..], &[("PORT", &port)]].concat())
+    Process::start_unread(
+        exe,
+        "ingest",
+        &[],
+        &[&own[..], &[("PORT", &port), ("OPERATOR_PORT", &operator)]].concat(),
+    )
 }
 
-fn ingest_settings<'a>(nats_url: &'a str, data: &'a Path) -> [(&'a str, &'a str); 6] {
+fn ingest_settings<'a>(nats_url: &'a str, data: &'a Path) -> [(&'a str, &'a str); 7] {
     [
         ("GITEA_WEBHOOK_SECRET", SECRET),
         ("GITEA_URL", "http://localhost:3000"),
@@ -41,6 +46,7 @@ fn ingest_settings<'a>(nats_url: &'a str, data: &'a Path) -> [(&'a str, &'a str)
         ("DATA_DIR", data.to_str().expect("UTF-8")),
         ("HOST", "127.0.0.1"),
         ("PORT", "0"),
+        ("OPERATOR_PORT", "0"),
     ]
 }
 
@@ -56,12 +62,8 @@ pub fn worker_with(exe: &Path, nats: &Nats, flags: &[&str]) -> Process {
 
 /// Starts a worker whose NATS is at this URL, with more flags and environment variables.
 pub fn worker_at(exe: &Path, nats_url: &str, flags: &[&str], more: &[(&str, &str)]) -> Process {
-    let own = [
-        ("GITEA_URL", "http://localhost:3000"),
-        ("NATS_URL", nats_url),
-        ("WORKER_HOST", "127.0.0.1"),
-        ("WORKER_PORT", "0"),
-    ];
+    let own =
+        [("GITEA_URL", "http://localhost:3000"), ("NATS_URL", nats_url), ("OPERATOR_PORT", "0")];
     Process::start(exe, "worker", flags, &[&own, more].concat())
 }
 
@@ -69,8 +71,7 @@ pub fn worker_at(exe: &Path, nats_url: &str, flags: &[&str], more: &[(&str, &str
 /// that asks this first can be its own services.
 pub fn named_by_first_argument() -> Option<ExitCode> {
     match std::env::args().nth(1).as_deref() {
-        Some("ingest") => Some(ingest::cli::main_from(std::env::args_os().skip(1))),
-        Some("worker") => Some(worker::cli::main_from(std::env::args_os().skip(1))),
+        Some("ingest" | "worker") => Some(coordinator::cli::main()),
         _ => None,
     }
 }

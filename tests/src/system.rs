@@ -4,19 +4,20 @@ use std::net::SocketAddr;
 
 use async_nats::jetstream;
 use clap::{Args, FromArgMatches};
+use contract::names;
 use ingest::{
     Ingest,
-    config::{IngestArgs, IngestConfig},
+    settings::{IngestArgs, IngestSettings},
 };
-use shared::{
-    config::{CommonArgs, Problems},
-    streams,
+use service::{
+    role::{CommonArgs, CommonSettings, Host, Role, Started},
+    settings::Problems,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::{
     Worker,
-    config::{WorkerArgs, WorkerConfig},
+    settings::{WorkerArgs, WorkerSettings},
 };
 
 use crate::{
@@ -37,25 +38,46 @@ pub struct Answer {
     pub body: serde_json::Value,
 }
 
-/// A service in this process.
+/// A role in this process.
 pub struct Running {
-    /// Where it listens.
+    /// Where the webhook is, of an ingest; of a worker the operator's listener.
     pub address: SocketAddr,
+    /// Where health and metrics are.
+    pub operator: SocketAddr,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
+    async fn start(
+        name: &str,
+        common: &CommonSettings,
+        start: impl AsyncFnOnce(&Host) -> anyhow::Result<(Box<dyn Role>, Option<SocketAddr>)>,
+    ) -> Self {
+        let mut webhook = None;
+        let started = Started::start(name, common, async |host| {
+            let (role, address) = start(host).await?;
+            webhook = address;
+            Ok(vec![role])
+        });
+        let started = started.await.expect("it starts");
+        let operator = started.operator_address();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(started.run_until(stop.clone().cancelled_owned()));
+        Self { address: webhook.unwrap_or(operator), operator, stop, task }
+    }
+
     /// Stops it gracefully and waits for its end.
     pub async fn stop(self) {
         self.stop.cancel();
-        wait::within("a graceful stop", self.task).await.expect("no panic");
+        let ended = wait::within("a graceful stop", self.task).await.expect("no panic");
+        ended.expect("a graceful stop");
     }
 
     /// Its answer to a GET.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let response =
-            reqwest::get(format!("http://{}{path}", self.address)).await.expect("an answer");
+            reqwest::get(format!("http://{}{path}", self.operator)).await.expect("an answer");
         (response.status().as_u16(), response.text().await.expect("a text"))
     }
 
@@ -71,7 +93,7 @@ impl Running {
 impl Running {
     /// The sum of a counter over all its series that contain `label`.
     pub async fn total(&self, name: &str, label: &str) -> f64 {
-        total(self.address, name, label).await
+        total(self.operator, name, label).await
     }
 }
 
@@ -94,55 +116,66 @@ pub fn settings<T: Args + FromArgMatches>(flags: &[&str]) -> T {
     T::from_arg_matches(&matches).expect("matching flags")
 }
 
-fn common(nats_url: &str) -> CommonArgs {
-    CommonArgs {
-        gitea_url: Some("http://localhost:3000".into()),
-        nats_url: Some(nats_url.into()),
-        ..CommonArgs::default()
-    }
+fn common(nats_url: &str, flags: &[&str]) -> CommonArgs {
+    let mut common: CommonArgs = settings(flags);
+    common.own.gitea_url = Some("http://localhost:3000".into());
+    common.own.drain_timeout_secs.get_or_insert_with(|| "10".into());
+    common.broker.nats_url = Some(nats_url.into());
+    common.operator.operator_port = Some("0".into());
+    common
 }
 
-/// The configuration of an ingest for tests, with more flags.
-pub fn ingest_config(nats_url: &str, data_dir: &std::path::Path, flags: &[&str]) -> IngestConfig {
+/// Flags of a role, apart from those that every role has.
+fn split<'a>(flags: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let command = CommonArgs::augment_args(clap::Command::new("common"));
+    let known =
+        |flag: &str| command.get_arguments().any(|arg| arg.get_long() == flag.strip_prefix("--"));
+    let pairs = flags.chunks(2);
+    let (common, own): (Vec<_>, Vec<_>) = pairs.partition(|pair| known(pair[0]));
+    (common.concat(), own.concat())
+}
+
+/// The settings of an ingest for tests, with more flags.
+pub fn ingest_config(nats_url: &str, data_dir: &std::path::Path, flags: &[&str]) -> IngestSettings {
+    let (of_all, own) = split(flags);
     let args = IngestArgs {
         host: Some("127.0.0.1".into()),
         port: Some("0".into()),
         gitea_webhook_secret: Some(SECRET.into()),
         data_dir: Some(data_dir.to_str().expect("UTF-8").into()),
-        drain_timeout_secs: Some("10".into()),
-        ..settings(flags)
+        ..settings(&own)
     };
     let mut problems = Problems::default();
-    let common = common(nats_url).check(&mut problems);
-    let config = args.check(common, &mut problems);
+    let common = common(nats_url, &of_all).check(&mut problems);
+    let config = args.settings(common, &mut problems);
     problems.finish(config).expect("good settings")
 }
 
-/// The configuration of a worker for tests, with more flags.
-pub fn worker_config(nats_url: &str, flags: &[&str]) -> WorkerConfig {
-    let mut args: WorkerArgs = settings(flags);
-    args.worker_host = Some("127.0.0.1".into());
-    args.worker_port = Some("0".into());
+/// The settings of a worker for tests, with more flags.
+pub fn worker_config(nats_url: &str, flags: &[&str]) -> WorkerSettings {
+    let (of_all, own) = split(flags);
     let mut problems = Problems::default();
-    let common = common(nats_url).check(&mut problems);
-    let config = args.check(common, &mut problems);
+    let common = common(nats_url, &of_all).check(&mut problems);
+    let config = settings::<WorkerArgs>(&own).settings(common, &mut problems);
     problems.finish(config).expect("good settings")
 }
 
 /// Starts an ingest.
-pub async fn start_ingest(config: &IngestConfig) -> Running {
-    let ingest = Ingest::start(config).await.expect("ingest starts");
-    let address = ingest.address();
-    let stop = CancellationToken::new();
-    Running { address, stop: stop.clone(), task: tokio::spawn(ingest.run_until(stop)) }
+pub async fn start_ingest(config: &IngestSettings) -> Running {
+    let start = async |host: &Host| {
+        let ingest = Ingest::start(config, host).await?;
+        let address = ingest.address();
+        Ok((Box::new(ingest) as Box<dyn Role>, Some(address)))
+    };
+    Running::start("ingest", &config.common, start).await
 }
 
 /// Starts a worker.
-pub async fn start_worker(config: &WorkerConfig) -> Running {
-    let worker = Worker::start(config).await.expect("worker starts");
-    let address = worker.address();
-    let stop = CancellationToken::new();
-    Running { address, stop: stop.clone(), task: tokio::spawn(worker.run_until(stop)) }
+pub async fn start_worker(config: &WorkerSettings) -> Running {
+    let start = async |host: &Host| {
+        Ok((Box::new(Worker::start(config, host).await?) as Box<dyn Role>, None))
+    };
+    Running::start("worker", &config.common, start).await
 }
 
 /// A broker, an ingest and a worker.
@@ -204,7 +237,7 @@ impl System {
 /// Waits until `events` events are in the stream and all of them are settled.
 pub async fn settled(js: &jetstream::Context, events: u64) {
     wait::until_equal("all events to be published and settled", (events, Some(0)), || async {
-        (bus::count(js, streams::EVENTS).await, bus::lag(js).await)
+        (bus::count(js, names::EVENTS).await, bus::lag(js).await)
     })
     .await;
 }

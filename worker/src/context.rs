@@ -9,13 +9,13 @@ use std::{
 };
 
 use async_nats::jetstream::kv;
-use shared::{
-    broker::{Broker, Session},
-    streams::{self, StreamsConfig, StreamsError},
+use service::broker::{
+    Broker, Session,
+    streams::{self, StreamsError, StreamsSettings},
 };
 use tokio::sync::Mutex;
 
-use crate::{config::WorkerConfig, instruments::Instruments};
+use crate::{instruments::Instruments, settings::WorkerSettings};
 
 /// How long what was found on the broker, or that nothing was, is trusted while partitions start over.
 const TRUST: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ pub(crate) struct Context {
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u64,
     pub(crate) instruments: Instruments,
-    streams: StreamsConfig,
+    streams: StreamsSettings,
     /// With the number of its session, and since when.
     found: Mutex<Option<(u64, Instant, LookUp)>>,
     consuming: AtomicUsize,
@@ -44,14 +44,14 @@ struct Found {
 }
 
 impl Context {
-    pub(crate) fn new(config: &WorkerConfig, broker: Broker, instruments: Instruments) -> Self {
+    pub(crate) fn new(settings: &WorkerSettings, broker: Broker, instruments: Instruments) -> Self {
         Self {
             broker,
-            source: config.common.gitea_url.clone(),
-            ack_wait: config.ack_wait,
-            max_attempts: config.max_attempts,
+            source: settings.common.gitea_url.clone(),
+            ack_wait: settings.ack_wait,
+            max_attempts: settings.max_attempts,
             instruments,
-            streams: config.common.streams.clone(),
+            streams: settings.common.streams.clone(),
             found: Mutex::new(None),
             consuming: AtomicUsize::new(0),
         }

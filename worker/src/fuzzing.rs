@@ -1,8 +1,8 @@
 //! Ways in for the fuzzer in `fuzz/`; part of no other build.
 
-use crate::{
+use crate::issue::{
     diff::laws::{self, Sketch},
-    issue_state::IssueState,
+    state::IssueState,
 };
 
 /// Most events of a story: more find nothing that fewer do not.

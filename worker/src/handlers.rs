@@ -1,59 +1,73 @@
-//! What is done about a change: one small file with one function each.
+//! What is done about a change: it is published, for agents and bots.
 //!
 //! A handler may run again for the same change, after a crash or a failed
 //! attempt, so what it does must bear repetition.
 
-pub(crate) mod assigned;
-pub(crate) mod closed;
-pub(crate) mod reopened;
-pub(crate) mod unassigned;
-
-use async_nats::jetstream::{
-    context::{PublishError, PublishErrorKind},
-    message::PublishMessage,
+use contract::{change::Change, envelope::Envelope, names};
+use service::{
+    broker::{Session, refusal::Refusal},
+    telemetry::trace,
 };
-use opentelemetry::trace::TraceId;
-use shared::{broker::Session, change::Change, envelope::Envelope, streams, trace::Traceparent};
-use tracing::Span;
+use tracing::{Instrument, Span, debug, field, info_span};
+use uuid::Uuid;
 
-use crate::{context::Context, outcome::Outcome};
+use crate::{context::Context, step::outcome::Outcome};
 
 /// What a handler can use.
 pub(crate) struct HandlerContext<'a> {
     pub(crate) worker: &'a Context,
     pub(crate) session: &'a Session,
-    pub(crate) trace_id: TraceId,
+    pub(crate) delivery_id: Uuid,
 }
 
-impl HandlerContext<'_> {
-    /// Publishes a change and waits until the broker has it. The same change
-    /// again has the same message id, and is stored once.
-    pub(crate) async fn publish(&self, change: &Change) -> Outcome {
-        let traceparent = Traceparent::of_span(&Span::current(), self.trace_id);
-        let envelope = match Envelope::of_change(change, &self.worker.source, &traceparent) {
-            Ok(envelope) => envelope,
-            Err(error) => return Outcome::Permanent(Box::new(error)),
-        };
-        let message = PublishMessage::build()
-            .payload(envelope.payload.into())
-            .headers(envelope.headers)
-            .expected_stream(streams::CHANGES);
-        let sent = self.session.jetstream.send_publish(envelope.subject, message).await;
-        let confirmed = match sent {
-            Ok(ack) => ack.await,
-            Err(error) => Err(error),
-        };
-        match confirmed {
-            Ok(_) => Outcome::Done,
-            Err(error) => failure(error),
+/// Handles `changes` in order. Returns how many were handled and, unless it
+/// was all of them, how the first failure is to be settled.
+pub(crate) async fn handle_all(
+    context: &HandlerContext<'_>,
+    changes: &[Change],
+) -> (usize, Outcome) {
+    for (handled, change) in changes.iter().enumerate() {
+        let span = info_span!(
+            "handle",
+            otel.name = format!("handle {}", change.kind),
+            otel.kind = "internal",
+            otel.status_code = field::Empty,
+            error.r#type = field::Empty
+        );
+        let (cause, repository) = (&change.cause, &change.repository);
+        let action = cause.action.as_str();
+        trace::describe(&span, &cause.delivery_id, action, repository, change.issue.number);
+        match handle(context, change).instrument(span.clone()).await {
+            Outcome::Done => context.worker.instruments.handled(change),
+            failure => {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", "failed");
+                return (handled, failure);
+            }
         }
     }
+    (changes.len(), Outcome::Done)
 }
 
-/// A message that is too large stays too large; anything else may pass.
-fn failure(error: PublishError) -> Outcome {
-    match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => Outcome::Permanent(Box::new(error)),
-        _ => Outcome::Transient(Box::new(error)),
+/// The handler of every kind of change. A kind that needs more gets its arm here.
+async fn handle(context: &HandlerContext<'_>, change: &Change) -> Outcome {
+    debug!(kind = %change.kind, added = ?change.added, removed = ?change.removed, "handling");
+    publish(context, change).await
+}
+
+/// Publishes a change and waits until the broker has it. The same change
+/// again has the same message id, and is stored once.
+async fn publish(context: &HandlerContext<'_>, change: &Change) -> Outcome {
+    let traceparent = trace::of_delivery(&Span::current(), context.delivery_id);
+    let envelope = match Envelope::of_change(change, &context.worker.source, &traceparent) {
+        Ok(envelope) => envelope,
+        Err(error) => return Outcome::Permanent(Box::new(error)),
+    };
+    match context.session.publish(envelope, names::CHANGES).await {
+        Ok(_) => Outcome::Done,
+        Err(error) => match Refusal::of(&error) {
+            Refusal::TooLarge | Refusal::Never => Outcome::Permanent(Box::new(error)),
+            Refusal::PrepareAgain | Refusal::Away => Outcome::Transient(Box::new(error)),
+        },
     }
 }

@@ -8,11 +8,14 @@ use std::{
     time::Duration,
 };
 
+use contract::{change::Change, dead_letter::Reason};
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use shared::{change::Change, metrics::SECONDS};
+use service::telemetry::metrics::SECONDS;
+
+use crate::step::outcome::Verdict;
 
 /// The instruments of one worker.
 #[derive(Debug)]
@@ -49,7 +52,7 @@ impl Instruments {
         };
         let instruments = Self {
             events: counter("coordinator.events", "Attempts at events by action and verdict"),
-            changes: counter("coordinator.changes", "Changes told by kind"),
+            changes: counter("coordinator.changes", "Changes published by kind"),
             redeliveries: counter("coordinator.redeliveries", "Attempts after the first"),
             dead_letters: counter("coordinator.dead_letters", "Events parked by reason"),
             in_doubt: counter("coordinator.in_doubt", "Events that left their issue in doubt"),
@@ -62,8 +65,8 @@ impl Instruments {
         };
         // A series that begins at its first increment hides that one from `increase()`.
         instruments.redeliveries.add(0, &[]);
-        for reason in ["undecodable", "permanent", "too_many_attempts"] {
-            instruments.dead_letters.add(0, &[KeyValue::new("reason", reason)]);
+        for reason in Reason::ALL {
+            instruments.dead_letters.add(0, &[KeyValue::new("reason", reason.as_str())]);
         }
         instruments.in_doubt.add(0, &[]);
         instruments
@@ -71,13 +74,13 @@ impl Instruments {
 
     pub(crate) fn processed(
         &self,
-        action: &str,
-        verdict: &'static str,
+        action: &'static str,
+        verdict: Verdict,
         took: Duration,
         again: bool,
     ) {
         let attributes =
-            [KeyValue::new("action", action.to_owned()), KeyValue::new("verdict", verdict)];
+            [KeyValue::new("action", action), KeyValue::new("verdict", <&str>::from(verdict))];
         self.events.add(1, &attributes);
         self.process_duration.record(took.as_secs_f64(), &[]);
         if again {
@@ -94,12 +97,12 @@ impl Instruments {
         }
     }
 
-    pub(crate) fn told(&self, change: &Change) {
+    pub(crate) fn handled(&self, change: &Change) {
         self.changes.add(1, &[KeyValue::new("kind", change.kind.as_str())]);
     }
 
-    pub(crate) fn parked(&self, reason: &'static str) {
-        self.dead_letters.add(1, &[KeyValue::new("reason", reason)]);
+    pub(crate) fn parked(&self, reason: Reason) {
+        self.dead_letters.add(1, &[KeyValue::new("reason", reason.as_str())]);
     }
 
     pub(crate) fn lag(&self, events: u64) {

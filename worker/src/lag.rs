@@ -1,52 +1,45 @@
-//! How far the workers are behind, asked of the broker now and then.
+//! The job of the lag: how far the workers are behind, asked of the broker.
 //!
 //! Pending and in hand, summed over the partitions; the ack floor of a
 //! consumer is no measure of it.
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{streams, subject::PARTITIONS};
-use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use async_nats::jetstream::context::{ConsumerInfoError, GetStreamError};
+use contract::names::{EVENTS, PARTITIONS, consumer_name};
+use service::jobs::Job;
+use thiserror::Error;
 
 use crate::context::Context;
 
-/// How often it is asked. Each costs the server some milliseconds for 64 consumers.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// Each run costs the server some milliseconds for 64 consumers. At the start they are not there yet.
+pub(crate) const LAG: Job = Job {
+    name: "lag",
+    interval: Duration::from_secs(10),
+    retry: Duration::from_secs(1),
+    jitter: 0.2,
+    waits_at_first: false,
+};
 
-/// The same while it fails: at the start the consumers are not there yet.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Keeps the gauge up to date until `stop`.
-pub(crate) async fn watch(context: Arc<Context>, stop: CancellationToken) {
-    loop {
-        let measured = measure(&context).await;
-        let wait = match &measured {
-            Ok(events) => {
-                context.instruments.lag(*events);
-                INTERVAL
-            }
-            Err(error) => {
-                debug!(error, "cannot measure the lag");
-                RETRY
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = stop.cancelled() => return,
-        }
-    }
+/// Why the lag is not known.
+#[derive(Debug, Error)]
+pub(crate) enum LagError {
+    #[error("there is no connection")]
+    NoConnection,
+    #[error("look up the stream of events")]
+    Stream(#[from] GetStreamError),
+    #[error("look up a consumer")]
+    Consumer(#[from] ConsumerInfoError),
 }
 
-async fn measure(context: &Context) -> Result<u64, String> {
-    let session = context.broker.session().ok_or("there is no connection")?;
-    let stream = session.jetstream.get_stream_no_info(streams::EVENTS).await;
-    let stream = stream.map_err(|error| error.to_string())?;
+pub(crate) async fn measure(context: Arc<Context>) -> Result<(), LagError> {
+    let session = context.broker.session().ok_or(LagError::NoConnection)?;
+    let stream = session.jetstream.get_stream_no_info(EVENTS).await?;
     let mut events = 0;
     for partition in 0..PARTITIONS {
-        let info = stream.consumer_info(streams::consumer_name(partition)).await;
-        let info = info.map_err(|error| error.to_string())?;
+        let info = stream.consumer_info(consumer_name(partition)).await?;
         events += info.num_pending + info.num_ack_pending as u64;
     }
-    Ok(events)
+    context.instruments.lag(events);
+    Ok(())
 }

@@ -1,116 +1,107 @@
-//! Worker: compares each event with what the handlers were told of the issue
-//! before, tells them the difference, and settles the message.
+//! Worker: compares each event with what subscribers were told of the issue
+//! before, publishes the difference, and settles the message.
 //!
-//! A message goes through `consume` and `pull`, `process` (with `issue_state` and `diff`),
-//! `dispatch` and a handler, and `settle`, which parks it in `dead_letter`
-//! where need be.
+//! A message comes in through `partition`, goes through `step` (with `issue` and
+//! `handlers`) and is settled there, or parked as a dead letter.
 
-pub mod cli;
-pub mod config;
-mod consume;
 mod context;
-mod dead_letter;
-mod diff;
-mod dispatch;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod handlers;
-mod health;
 mod instruments;
-mod issue_state;
+mod issue;
 mod lag;
-mod outcome;
-mod process;
-mod pull;
-mod settle;
+mod partition;
+pub mod settings;
+mod step;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use shared::{
-    broker::{Broker, ConnectError},
-    metrics::{Metrics, MetricsError},
+use anyhow::{Context as _, Result};
+use contract::names::PARTITIONS;
+use futures::future::BoxFuture;
+use serde_json::json;
+use service::{
+    broker::Broker,
+    operator::{Health, HealthCheck, Status},
+    role::{Host, Role},
+    tasks::{Ended, Tasks},
 };
-use thiserror::Error;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::{config::WorkerConfig, context::Context, instruments::Instruments};
+use crate::{
+    context::Context, instruments::Instruments, partition::consume, settings::WorkerSettings,
+};
 
 /// How long the last acks may take to leave.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A running worker.
-#[derive(Debug)]
-pub struct Worker {
-    listener: TcpListener,
-    address: SocketAddr,
-    router: axum::Router,
-    context: Arc<Context>,
-    config: WorkerConfig,
-}
+const CONSUMERS: &str = "the consumers";
 
-/// Why a worker could not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The address of health and metrics.
-    #[error("listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
-    /// The client of the broker.
-    #[error("set up the broker")]
-    Broker(#[from] ConnectError),
-    /// The meters.
-    #[error("set up metrics")]
-    Metrics(#[from] MetricsError),
+/// The role of a worker, started.
+pub struct Worker {
+    tasks: Tasks,
+    context: Arc<Context>,
+    drain_timeout: Duration,
 }
 
 impl Worker {
-    /// Binds the port of health and metrics and connects. The broker may be down.
-    pub async fn start(config: &WorkerConfig) -> Result<Self, StartError> {
-        let address = SocketAddr::new(config.host, config.port);
-        let listener =
-            TcpListener::bind(address).await.map_err(|e| StartError::Listen(address, e))?;
-        let address = listener.local_addr().map_err(|e| StartError::Listen(address, e))?;
-        let metrics = Metrics::new("worker", config.common.telemetry.otlp_endpoint.as_deref())?;
-        let instruments = Instruments::new(&metrics.meter());
-        let broker = Broker::connect(&config.common.broker, "coordinator-worker").await?;
-        let context = Arc::new(Context::new(config, broker, instruments));
-        let router = health::router(Arc::clone(&context), metrics);
-        Ok(Self { listener, address, router, context, config: config.clone() })
+    /// Starts all tasks. The broker may be down.
+    ///
+    /// # Errors
+    /// If the broker's files cannot be read.
+    pub async fn start(settings: &WorkerSettings, host: &Host) -> Result<Self> {
+        let instruments = Instruments::new(&host.meter);
+        let broker = Broker::new(&settings.common.broker, "coordinator-worker").await;
+        let (broker, keeper) = broker.context("set up the broker")?;
+        let context = Arc::new(Context::new(settings, broker, instruments));
+        let mut tasks = Tasks::default();
+        tasks.spawn("the broker's keeper", keeper);
+        tasks.spawn(CONSUMERS, consume::run(Arc::clone(&context), host.stop.clone()));
+        let lag = {
+            let context = Arc::clone(&context);
+            move || lag::measure(Arc::clone(&context))
+        };
+        tasks.spawn("the lag's job", lag::LAG.run(host.meter.clone(), host.stop.clone(), lag));
+        info!("worker started");
+        Ok(Self { tasks, context, drain_timeout: settings.common.drain_timeout })
+    }
+}
+
+impl Role for Worker {
+    fn health(&self) -> Option<HealthCheck> {
+        let context = Arc::clone(&self.context);
+        Some(Arc::new(move || health(&context)))
     }
 
-    /// The address of `/health` and `/metrics`.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    fn ended(&mut self) -> BoxFuture<'_, Ended> {
+        Box::pin(self.tasks.one_ended())
     }
 
-    /// Works until `shutdown`, then finishes and settles what is in hand.
-    pub async fn run_until(self, shutdown: CancellationToken) {
-        info!(address = %self.address, "worker listens");
-        let http_stop = CancellationToken::new();
-        let stop = http_stop.clone();
-        let http = tokio::spawn(async move {
-            let served = axum::serve(self.listener, self.router)
-                .with_graceful_shutdown(stop.cancelled_owned());
-            if let Err(error) = served.await {
-                error!(%error, "health and metrics stopped");
+    /// Finishes and settles what is in hand.
+    fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            if !self.tasks.finish(CONSUMERS, self.drain_timeout).await {
+                warn!("a handler did not finish in time; its message comes again elsewhere");
             }
-        });
-        let lag = tokio::spawn(lag::watch(Arc::clone(&self.context), shutdown.clone()));
-        let mut work = tokio::spawn(consume::run(Arc::clone(&self.context), shutdown.clone()));
-        shutdown.cancelled().await;
-        if tokio::time::timeout(self.config.drain_timeout, &mut work).await.is_err() {
-            warn!("a handler did not finish in time; its message comes again elsewhere");
-            work.abort();
-        }
-        lag.abort();
-        // Acks are written by the client's own task. Without a connection there is nothing to wait for.
-        if let Some(session) = self.context.broker.session() {
-            let _ = tokio::time::timeout(FLUSH_TIMEOUT, session.client.flush()).await;
-        }
-        http_stop.cancel();
-        // A scrape that hangs must not hold up the stop.
-        let _ = tokio::time::timeout(Duration::from_secs(1), http).await;
-        info!("worker stopped");
+            // Acks are written by the client's own task. Without a connection there is nothing to wait for.
+            if let Some(session) = self.context.broker.session() {
+                let _ = tokio::time::timeout(FLUSH_TIMEOUT, session.client.flush()).await;
+            }
+            info!("worker stopped");
+            Ok(())
+        })
     }
+}
+
+/// Ready while all partitions are consumed. Otherwise degraded: a restart does not bring the broker back.
+fn health(context: &Context) -> Health {
+    let connected = context.broker.is_connected();
+    let partitions_consumed = context.partitions_consumed();
+    let ready = connected && partitions_consumed == usize::from(PARTITIONS);
+    let details = json!({
+        "broker": if connected { "connected" } else { "disconnected" },
+        "partitions_consumed": partitions_consumed,
+    });
+    Health::new(if ready { Status::Ok } else { Status::Degraded }, ready, details)
 }

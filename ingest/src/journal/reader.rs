@@ -1,38 +1,31 @@
 //! Reading entries back, in order of commit.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use opentelemetry::trace::TraceId;
+use contract::{event::IssueEvent, timestamp::Timestamp, traceparent::Traceparent};
 use rusqlite::{Connection, OpenFlags, Row};
-use shared::{
-    event::IssueEvent,
-    timestamp::Timestamp,
-    trace::{self, Traceparent},
-};
 use uuid::Uuid;
 
-use super::{JournalError, tail::Tail};
+use super::{JournalError, tail::Tail, window};
+use crate::delivery::Delivery;
+
+/// Which issue an entry is about. Ids and not names, since a repository can be renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Issue {
+    pub(crate) repository_id: i64,
+    pub(crate) number: u64,
+}
 
 /// An entry as the relay reads it.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) seq: i64,
-    pub(crate) delivery_id: Uuid,
-    pub(crate) received_at: Timestamp,
-    pub(crate) hook: Option<String>,
+    pub(crate) delivery: Delivery,
     pub(crate) traceparent: Option<Traceparent>,
-    pub(crate) repository_id: i64,
-    pub(crate) issue_number: i64,
-    pub(crate) body_sha256: [u8; 32],
+    pub(crate) issue: Issue,
     pub(crate) content: Content,
     /// Length of the text, in bytes.
     pub(crate) text_bytes: usize,
-}
-
-impl Entry {
-    pub(crate) fn trace_id(&self) -> TraceId {
-        trace::trace_id(self.delivery_id)
-    }
 }
 
 /// What an entry holds.
@@ -49,17 +42,30 @@ pub(crate) enum Content {
 pub(crate) struct JournalReader {
     connection: Connection,
     tail: Arc<Tail>,
+    retention: Duration,
 }
 
 impl JournalReader {
-    pub(super) fn open(file: &Path, tail: Arc<Tail>) -> Result<Self, JournalError> {
+    pub(super) fn open(
+        file: &Path,
+        tail: Arc<Tail>,
+        retention: Duration,
+    ) -> Result<Self, JournalError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(file, flags)
             .map_err(|e| JournalError::Sqlite("open the file for reading", e))?;
         connection
             .pragma_update(None, "cache_size", -1024)
             .map_err(|e| JournalError::Sqlite("set a pragma", e))?;
-        Ok(Self { connection, tail })
+        Ok(Self { connection, tail, retention })
+    }
+
+    /// Entries up to this one were settled too long ago to be offered to a stream with this
+    /// dedup window. Blocks.
+    pub(crate) fn not_offered(&self, dedup_window: Duration) -> Result<i64, JournalError> {
+        let age = self.retention.min(window::longest_offer(dedup_window));
+        window::settled_before(&self.connection, Timestamp::now(), age)
+            .map_err(|e| JournalError::Sqlite("read what is settled", e))
     }
 
     /// The entries right after `seq` if they are in memory, at most `max_rows` of them.
@@ -80,7 +86,7 @@ impl JournalReader {
             .connection
             .prepare_cached(
                 "SELECT seq, delivery_id, received_at, hook, traceparent, repository_id, issue_number,
-                        body_sha256, lz4
+                        body_sha256, family, lz4
                  FROM deliveries JOIN bodies USING (seq)
                  WHERE seq > ?1 AND seq NOT IN (SELECT seq FROM set_aside)
                  ORDER BY seq LIMIT ?2",
@@ -104,19 +110,24 @@ impl JournalReader {
 fn entry(row: &Row<'_>) -> Result<Entry, JournalError> {
     let read = |e| JournalError::Sqlite("read an entry", e);
     let traceparent: String = row.get(4).map_err(read)?;
-    let delivery_id: [u8; 16] = row.get(1).map_err(read)?;
-    let packed = row.get_ref(8).map_err(read)?.as_blob();
+    let family: String = row.get(8).map_err(read)?;
+    let packed = row.get_ref(9).map_err(read)?.as_blob();
     let packed = packed.map_err(|e| read(e.into()))?;
     let text = lz4_flex::decompress_size_prepended(packed).map_err(JournalError::Unpack)?;
     Ok(Entry {
         seq: row.get(0).map_err(read)?,
-        delivery_id: Uuid::from_bytes(delivery_id),
-        received_at: Timestamp::from_unix_micros(row.get(2).map_err(read)?),
-        hook: row.get(3).map_err(read)?,
+        delivery: Delivery {
+            id: Uuid::from_bytes(row.get(1).map_err(read)?),
+            family: family.parse().map_err(|_| JournalError::Family(family))?,
+            received_at: Timestamp::from_unix_micros(row.get(2).map_err(read)?),
+            hook: row.get(3).map_err(read)?,
+            body_sha256: row.get(7).map_err(read)?,
+        },
         traceparent: traceparent.parse().ok(),
-        repository_id: row.get(5).map_err(read)?,
-        issue_number: row.get(6).map_err(read)?,
-        body_sha256: row.get(7).map_err(read)?,
+        issue: Issue {
+            repository_id: row.get(5).map_err(read)?,
+            number: row.get::<_, i64>(6).map_err(read)?.unsigned_abs(),
+        },
         text_bytes: text.len(),
         content: Content::Text(text),
     })

@@ -9,16 +9,19 @@ use rusqlite::Connection;
 
 use super::JournalError;
 
-/// Size of a page, in bytes: some seven compressed bodies.
-const PAGE_BYTES: u32 = 16 * 1024;
+/// Size of a page, in bytes: three usual bodies, compressed. A commit of one delivery writes two pages.
+const PAGE_BYTES: u32 = 8 * 1024;
 /// How many pages the WAL may hold before they are moved into the file: 4 MiB,
 /// which takes some milliseconds.
-const WAL_PAGES: u32 = 256;
+const WAL_PAGES: u32 = 512;
 /// Page cache, in KiB.
 const CACHE_KIB: i64 = 2048;
 
 /// What each version adds to the one before. The version is SQLite's `user_version`.
-const STEPS: [&str; 2] = [TABLES, ID_FILTERS];
+const STEPS: [&str; 3] = [TABLES, ID_FILTERS, FAMILY];
+
+/// The newest version.
+pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// Deliveries and bodies are apart so that ids can be read without reading
 /// bodies. The ids have no index here: they are random, so that every commit
@@ -50,13 +53,13 @@ CREATE TABLE set_aside (                -- what no broker takes
 ) STRICT;
 ";
 
-/// Which ids are surely not among the deliveries of some sequences; see `known_ids.rs`.
-const ID_FILTERS: &str = "
-CREATE TABLE id_filters (
-    first_seq     INTEGER NOT NULL,
-    last_seq      INTEGER PRIMARY KEY,
-    filter        BLOB    NOT NULL
-) STRICT;
+/// Filters of ids, which are in memory since the next version.
+const ID_FILTERS: &str = "CREATE TABLE id_filters (last_seq INTEGER PRIMARY KEY) STRICT";
+
+/// What an entry is about, by Gitea's name: which parser reads it.
+const FAMILY: &str = "
+DROP TABLE id_filters;
+ALTER TABLE deliveries ADD COLUMN family TEXT NOT NULL DEFAULT 'issues';
 ";
 
 /// Locks `dir` and opens the file in it, with its tables at the newest version.
@@ -89,7 +92,7 @@ fn migrate(connection: &mut Connection) -> Result<(), JournalError> {
     let sqlite = |e| JournalError::Sqlite("create the tables", e);
     let found: i64 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sqlite)?;
-    let known = STEPS.len() as i64;
+    let known = VERSION;
     if found == known {
         return Ok(());
     }

@@ -57,20 +57,18 @@ impl Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Content;
-    use shared::{event, timestamp::Timestamp};
-    use uuid::Uuid;
+    use crate::{
+        delivery,
+        journal::{Content, Issue},
+    };
+    use contract::event;
 
     fn entry(seq: i64, text_bytes: usize) -> Entry {
         Entry {
             seq,
-            delivery_id: Uuid::nil(),
-            received_at: Timestamp::now(),
-            hook: None,
+            delivery: delivery::example(0),
             traceparent: None,
-            repository_id: 1,
-            issue_number: 1,
-            body_sha256: [0; 32],
+            issue: Issue { repository_id: 1, number: 1 },
             content: Content::Event(Box::new(event::example())),
             text_bytes,
         }

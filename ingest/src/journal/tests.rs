@@ -1,21 +1,55 @@
+use std::ops::Deref;
+
 use super::*;
-use shared::event;
+use contract::event;
 
-struct Directory(PathBuf);
+use crate::delivery;
 
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+/// A journal in a directory of its own, with its writer.
+struct Opened {
+    journal: Journal,
+    tasks: Tasks,
+}
+
+impl Deref for Opened {
+    type Target = Journal;
+
+    fn deref(&self) -> &Journal {
+        &self.journal
     }
 }
 
-fn directory() -> Directory {
-    Directory(std::env::temp_dir().join(format!("journal-{}", Uuid::new_v4())))
+impl Opened {
+    async fn open(settings: &JournalSettings) -> Result<Self, JournalError> {
+        let mut tasks = Tasks::default();
+        let journal = Journal::open(settings, &mut tasks).await?;
+        Ok(Self { journal, tasks })
+    }
+
+    async fn append(&self, entry: NewEntry) -> Result<Kept, AppendError> {
+        self.journal.append(entry)?.await
+    }
+
+    fn settle(&self, seqs: std::ops::RangeInclusive<i64>) {
+        for seq in seqs {
+            self.window().offer(seq);
+            self.window().confirm(seq, contract::timestamp::Timestamp::now());
+        }
+    }
+
+    async fn close(mut self) {
+        self.journal.close().await;
+        assert!(self.tasks.finish(WRITER, Duration::from_secs(60)).await);
+    }
 }
 
-fn config(directory: &Directory) -> JournalConfig {
-    JournalConfig {
-        dir: directory.0.clone(),
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn settings(directory: &tempfile::TempDir) -> JournalSettings {
+    JournalSettings {
+        dir: directory.path().to_owned(),
         max_bytes: 1 << 30,
         retention: Duration::from_secs(3600),
         retention_bytes: 1 << 30,
@@ -26,11 +60,11 @@ fn entry(id: u128, text: &[u8]) -> NewEntry {
     let mut event = Box::new(event::example());
     event.repository.id = 3;
     event.issue.number = 7;
+    let mut delivery = delivery::example(id);
+    delivery.body_sha256 = [text.len() as u8; 32];
     NewEntry {
-        delivery_id: Uuid::from_u128(id),
-        event_type: Some("issue_assign".into()),
+        delivery,
         traceparent: "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01".parse().unwrap(),
-        body_sha256: [text.len() as u8; 32],
         packed: Packed::new(text),
         event,
         _memory: None,
@@ -44,7 +78,7 @@ fn text(entry: &Entry) -> &[u8] {
     }
 }
 
-async fn entries(journal: &Journal) -> Vec<i64> {
+async fn entries(journal: &Opened) -> Vec<i64> {
     let reader = journal.reader().await.unwrap();
     reader.after(0, 1000, usize::MAX).unwrap().iter().map(|entry| entry.seq).collect()
 }
@@ -52,17 +86,17 @@ async fn entries(journal: &Journal) -> Vec<i64> {
 #[tokio::test]
 async fn an_entry_is_kept_once_and_read_back_after_a_restart() {
     let directory = directory();
-    let journal = Journal::open(&config(&directory)).await.unwrap();
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
     assert_eq!(journal.append(entry(1, b"one")).await, Ok(Kept::New));
     assert_eq!(journal.append(entry(1, b"one")).await, Ok(Kept::Before));
     assert_eq!(journal.append(entry(1, b"other")).await, Err(AppendError::IdReused));
     assert_eq!(journal.append(entry(2, b"two")).await, Ok(Kept::New));
     assert_eq!(journal.status().depth(), 2);
-    journal.published_through(1);
+    journal.settle(1..=1);
     journal.close().await;
 
-    let journal = Journal::open(&config(&directory)).await.unwrap();
-    assert_eq!((journal.status().depth(), journal.status().published_through()), (1, 1));
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
+    assert_eq!((journal.status().depth(), journal.window().low_water_mark()), (1, 1));
     let reader = journal.reader().await.unwrap();
     let read = reader.after(0, 10, usize::MAX).unwrap();
     assert_eq!(
@@ -70,7 +104,7 @@ async fn an_entry_is_kept_once_and_read_back_after_a_restart() {
         [(1, &b"one"[..]), (2, b"two")]
     );
     assert_eq!(read[0].traceparent, Some(entry(1, b"").traceparent));
-    assert_eq!((read[0].repository_id, read[0].issue_number), (3, 7));
+    assert_eq!(read[0].issue, Issue { repository_id: 3, number: 7 });
     assert_eq!(
         reader.after(0, 10, 1).unwrap().len(),
         1,
@@ -82,16 +116,16 @@ async fn an_entry_is_kept_once_and_read_back_after_a_restart() {
 #[tokio::test]
 async fn a_directory_is_used_by_one_instance() {
     let directory = directory();
-    let journal = Journal::open(&config(&directory)).await.unwrap();
-    assert!(matches!(Journal::open(&config(&directory)).await, Err(JournalError::InUse)));
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
+    assert!(matches!(Opened::open(&settings(&directory)).await, Err(JournalError::InUse)));
     journal.close().await;
-    Journal::open(&config(&directory)).await.unwrap().close().await;
+    Opened::open(&settings(&directory)).await.unwrap().close().await;
 }
 
 #[tokio::test]
 async fn many_at_once_share_commits_and_keep_their_order_of_arrival() {
     let directory = directory();
-    let journal = Journal::open(&config(&directory)).await.unwrap();
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
     let appends = (1..=500).map(|id| journal.append(entry(id, b"x")));
     for kept in futures::future::join_all(appends).await {
         assert_eq!(kept, Ok(Kept::New));
@@ -103,25 +137,20 @@ async fn many_at_once_share_commits_and_keep_their_order_of_arrival() {
 #[tokio::test]
 async fn what_is_published_goes_after_its_time_and_sequences_never_come_twice() {
     let directory = directory();
-    let config = JournalConfig { retention: Duration::ZERO, ..config(&directory) };
-    let journal = Journal::open(&config).await.unwrap();
+    let settings = JournalSettings { retention: Duration::ZERO, ..settings(&directory) };
+    let journal = Opened::open(&settings).await.unwrap();
     for id in 1..=3 {
         journal.append(entry(id, b"x")).await.unwrap();
     }
-    journal.set_aside(2, "no broker takes it".into()).await;
-    journal.published_through(3);
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    let left = || async {
-        let reader = journal.reader().await.unwrap();
-        reader.count()
-    };
-    while left().await != 1 {
-        assert!(std::time::Instant::now() < deadline, "published entries stay");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(journal.status().set_aside(), 1);
+    journal.settle(1..=1);
+    journal.window().offer(2);
+    journal.set_aside(2, "no broker takes it".into()).await.unwrap();
+    journal.settle(3..=3);
+    journal.upkeep().await.unwrap();
+    assert_eq!(journal.reader().await.unwrap().count(), 1);
+    assert_eq!((journal.status().set_aside(), journal.status().depth()), (1, 0));
     journal.close().await;
-    let journal = Journal::open(&config).await.unwrap();
+    let journal = Opened::open(&settings).await.unwrap();
     journal.append(entry(4, b"x")).await.unwrap();
     assert_eq!(entries(&journal).await, [4]);
     journal.close().await;
@@ -130,9 +159,9 @@ async fn what_is_published_goes_after_its_time_and_sequences_never_come_twice() 
 #[tokio::test]
 async fn a_journal_at_its_limit_refuses_and_takes_again_once_there_is_room() {
     let directory = directory();
-    let config =
-        JournalConfig { max_bytes: 1 << 20, retention_bytes: 1 << 19, ..config(&directory) };
-    let journal = Journal::open(&config).await.unwrap();
+    let settings =
+        JournalSettings { max_bytes: 1 << 20, retention_bytes: 1 << 19, ..settings(&directory) };
+    let journal = Opened::open(&settings).await.unwrap();
     // Nothing that LZ4 makes smaller.
     let mut state = 1_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -150,11 +179,11 @@ async fn a_journal_at_its_limit_refuses_and_takes_again_once_there_is_room() {
     };
     assert_eq!((refused, kept), (AppendError::Full, 10));
     assert!(!journal.status().can_keep());
-    journal.published_through(10);
+    journal.settle(1..=10);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while journal.append(entry(100, b"x")).await.is_err() {
         assert!(std::time::Instant::now() < deadline, "no room was made");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        journal.upkeep().await.unwrap();
     }
     assert!(journal.status().can_keep());
     journal.close().await;
@@ -163,100 +192,88 @@ async fn a_journal_at_its_limit_refuses_and_takes_again_once_there_is_room() {
 #[tokio::test]
 async fn a_journal_of_a_newer_version_is_left_alone() {
     let directory = directory();
-    Journal::open(&config(&directory)).await.unwrap().close().await;
-    let connection = rusqlite::Connection::open(directory.0.join(FILE)).unwrap();
+    Opened::open(&settings(&directory)).await.unwrap().close().await;
+    let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    let opened = Journal::open(&config(&directory)).await;
-    assert!(matches!(opened, Err(JournalError::NewerSchema { found: 99, known: 2 })));
+    let opened = Opened::open(&settings(&directory)).await;
+    assert!(matches!(opened, Err(JournalError::NewerSchema { found: 99, known: 3 })));
 }
 
-/// More than one filter of ids holds.
+/// More than are gathered before they are sorted.
 const MANY: u128 = 20_000;
 
-async fn keep(
-    journal: &Journal,
-    ids: impl Iterator<Item = u128>,
-) -> Vec<Result<Kept, AppendError>> {
+async fn keep(journal: &Opened, ids: impl Iterator<Item = u128>) -> Vec<Result<Kept, AppendError>> {
     futures::future::join_all(ids.map(|id| journal.append(entry(id, b"x")))).await
 }
 
-fn rows(directory: &Directory, sql: &str) -> i64 {
-    let connection = rusqlite::Connection::open(directory.0.join(FILE)).unwrap();
+fn rows(directory: &tempfile::TempDir, sql: &str) -> i64 {
+    let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
     connection.query_row(sql, (), |row| row.get(0)).unwrap()
 }
 
 #[tokio::test]
-async fn an_old_delivery_is_known_by_its_filter_before_and_after_a_restart() {
+async fn an_old_delivery_is_known_before_and_after_a_restart_and_until_it_is_cleared() {
     let directory = directory();
-    let journal = Journal::open(&config(&directory)).await.unwrap();
+    let mut settings = settings(&directory);
+    let journal = Opened::open(&settings).await.unwrap();
     for first in (1..=MANY).step_by(10_000) {
         let kept = keep(&journal, first..first + 10_000).await;
         assert!(kept.iter().all(|kept| *kept == Ok(Kept::New)));
     }
     let again = [1, 8_192, 8_193, 16_385, MANY];
-    for _ in 0..2 {
-        assert_eq!(keep(&journal, again.into_iter()).await, [Ok(Kept::Before); 5]);
-        assert_eq!(journal.append(entry(2, b"other")).await, Err(AppendError::IdReused));
-    }
-    journal.close().await;
-    assert_eq!(rows(&directory, "SELECT count(*) FROM id_filters"), 2);
-
-    let journal = Journal::open(&config(&directory)).await.unwrap();
     assert_eq!(keep(&journal, again.into_iter()).await, [Ok(Kept::Before); 5]);
-    assert_eq!(journal.append(entry(MANY + 1, b"x")).await, Ok(Kept::New));
+    assert_eq!(journal.append(entry(2, b"other")).await, Err(AppendError::IdReused));
     journal.close().await;
-}
 
-#[tokio::test]
-async fn filters_go_with_their_deliveries_but_not_with_what_was_set_aside() {
-    let directory = directory();
-    let config = JournalConfig { retention: Duration::ZERO, ..config(&directory) };
-    let journal = Journal::open(&config).await.unwrap();
-    keep(&journal, 1..=10_000).await;
-    keep(&journal, 10_001..=MANY).await;
-    journal.set_aside(9_000, "no broker takes it".into()).await;
-    journal.published_through(MANY as i64);
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    let mut next = MANY;
-    while rows(&directory, "SELECT count(*) FROM deliveries WHERE seq <= 20000") != 1 {
-        assert!(std::time::Instant::now() < deadline, "published entries stay");
-        // What comes in drives what goes.
-        keep(&journal, next + 1..=next + 500).await;
-        next += 500;
+    settings.retention = Duration::ZERO;
+    let journal = Opened::open(&settings).await.unwrap();
+    assert_eq!(keep(&journal, again.into_iter()).await, [Ok(Kept::Before); 5]);
+    journal.settle(1..=8_999);
+    journal.window().offer(9_000);
+    journal.set_aside(9_000, "no broker takes it".into()).await.unwrap();
+    journal.settle(9_001..=MANY as i64);
+    while rows(&directory, "SELECT count(*) FROM deliveries") > 1 {
+        journal.upkeep().await.unwrap();
     }
-    assert_eq!(journal.append(entry(9_000, b"x")).await, Ok(Kept::Before));
+    assert_eq!(journal.append(entry(9_000, b"x")).await, Ok(Kept::Before), "set aside");
     assert_eq!(journal.append(entry(1, b"x")).await, Ok(Kept::New), "it is gone");
     journal.close().await;
-    assert_eq!(rows(&directory, "SELECT count(*) FROM id_filters WHERE last_seq < 16384"), 0);
-    assert_eq!(rows(&directory, "SELECT count(*) FROM id_filters WHERE last_seq = 16384"), 1);
-    let journal = Journal::open(&config).await.unwrap();
-    assert_eq!(journal.append(entry(9_000, b"x")).await, Ok(Kept::Before));
+}
+
+#[tokio::test]
+async fn what_was_settled_too_long_ago_is_not_offered_whatever_the_file_holds() {
+    let directory = directory();
+    let settings = settings(&directory);
+    let journal = Opened::open(&settings).await.unwrap();
+    keep(&journal, 1..=3).await;
+    let now = contract::timestamp::Timestamp::now();
+    for (seq, secs_ago) in [(1, 3000), (2, 2000)] {
+        let stored_at = now.unix_micros() - secs_ago * 1_000_000;
+        journal.window().offer(seq);
+        journal.window().confirm(seq, contract::timestamp::Timestamp::from_unix_micros(stored_at));
+        journal.upkeep().await.unwrap();
+    }
+    let reader = journal.reader().await.unwrap();
+    for (dedup_window_secs, expected) in [(90_000, 0), (2500, 1), (1000, 2)] {
+        let not_offered = reader.not_offered(Duration::from_secs(dedup_window_secs)).unwrap();
+        assert_eq!(not_offered, expected, "{dedup_window_secs}");
+    }
     journal.close().await;
 }
 
 #[tokio::test]
-async fn a_journal_of_the_first_version_gets_its_filters() {
+async fn a_journal_of_the_first_version_is_taken_over() {
     let directory = directory();
-    let journal = Journal::open(&config(&directory)).await.unwrap();
-    keep(&journal, 1..=10_000).await;
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
+    keep(&journal, 1..=10).await;
     journal.close().await;
-    let connection = rusqlite::Connection::open(directory.0.join(FILE)).unwrap();
-    connection.execute_batch("DROP TABLE id_filters; PRAGMA user_version = 1").unwrap();
+    let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
+    let sql = "ALTER TABLE deliveries DROP COLUMN family; PRAGMA user_version = 1";
+    connection.execute_batch(sql).unwrap();
     drop(connection);
-    let journal = Journal::open(&config(&directory)).await.unwrap();
-    assert_eq!(keep(&journal, [1, 10_000].into_iter()).await, [Ok(Kept::Before); 2]);
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
+    assert_eq!(keep(&journal, [1, 10].into_iter()).await, [Ok(Kept::Before); 2]);
+    assert_eq!(entries(&journal).await.len(), 10);
     journal.close().await;
-    assert_eq!(rows(&directory, "SELECT count(*) FROM id_filters"), 1);
-}
-
-#[test]
-fn texts_of_any_size_unpack_to_what_they_were() {
-    for bytes in [0, 1, 5_000, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 3, 5 * SMALL_BYTES] {
-        let text: Vec<u8> = (0..bytes).map(|n| (n * n / 7) as u8).collect();
-        let packed = Packed::new(&text);
-        assert_eq!(packed.text_bytes, bytes);
-        let unpacked = lz4_flex::decompress_size_prepended(&packed.lz4).expect("an LZ4 block");
-        assert!(unpacked == text, "{bytes} bytes");
-    }
 }

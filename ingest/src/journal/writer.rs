@@ -1,27 +1,27 @@
-//! The one thread that writes: takes all that waits, commits it at once, and answers.
+//! The one thread that writes: takes all that waits, commits it at once (group
+//! commit), and answers.
 
 use std::{
     fs::File,
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, mpsc::Receiver},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use contract::timestamp::Timestamp;
 use rusqlite::{Connection, MAIN_DB, Transaction, TransactionBehavior, blob::ZeroBlob};
-use shared::{causes::Causes, timestamp::Timestamp};
+use service::causes::Causes;
 use tokio::sync::{oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::{
-    AppendError, Content, Entry, JournalConfig, JournalError, Kept, NewEntry, Status,
+    AppendError, Content, Entry, Issue, JournalError, JournalSettings, Kept, NewEntry, Status,
     known_ids::KnownIds,
+    schema,
+    status::{Measured, measure},
     tail::Tail,
-    upkeep::{Measured, measure, prune},
+    window::{self, Mark, Window},
 };
 
 /// Most entries of one commit.
@@ -35,19 +35,23 @@ const GATHER: Duration = Duration::from_millis(1);
 const RUSH_ENTRIES: usize = 4;
 /// Least number of entries that one transaction clears away. Twice what the
 /// batch adds where that is more, so that it catches up without holding up the batch for long.
-const PRUNE_ENTRIES: usize = 128;
+const CLEAR_ENTRIES: usize = 128;
 /// Above this size a body is written page by page: bound as a whole, SQLite would copy it twice.
 const LARGE_BYTES: usize = 1024 * 1024;
-/// How often progress is written and old entries are looked for.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Apart, since the queue has its places for all of them from the start.
+    /// Boxed, since the queue has its places for all of them from the start.
     Append(Box<Waiting>),
     SetAside {
         seq: i64,
         reason: String,
+        reply: Reply<()>,
+    },
+    Upkeep {
+        reply: Reply<()>,
     },
     Close,
 }
@@ -56,30 +60,38 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) entry: NewEntry,
-    pub(super) reply: oneshot::Sender<Result<Kept, AppendError>>,
+    pub(super) reply: Reply<Kept>,
 }
 
-/// What others see of the writer's work.
-pub(super) struct Told {
+/// What the writer shares with others.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
     pub(super) status: Arc<Status>,
-    pub(super) committed: watch::Sender<i64>,
+    pub(super) window: Arc<Window>,
     pub(super) tail: Arc<Tail>,
 }
 
 pub(super) struct Writer {
     connection: Connection,
-    config: JournalConfig,
-    told: Told,
+    settings: JournalSettings,
+    shared: Shared,
+    committed: watch::Sender<i64>,
     known: KnownIds,
     next_seq: i64,
-    written_through: i64,
-    last_upkeep: Instant,
-    /// Entries of the last batch.
-    last_batch: usize,
+    /// Appends of the last batch.
+    last_appends: usize,
     /// The last upkeep left something to clear away.
     behind: bool,
     /// Held for as long as the journal is open.
     _lock: File,
+}
+
+/// What one transaction is to do.
+#[derive(Default)]
+struct Batch {
+    appends: Vec<Waiting>,
+    set_asides: Vec<(i64, String, Reply<()>)>,
+    upkeep: Vec<Reply<()>>,
 }
 
 /// What a transaction has done, once it is committed.
@@ -88,220 +100,213 @@ struct Done {
     outcomes: Vec<Result<Kept, AppendError>>,
     /// Ids and digests of what was inserted.
     added: Vec<(Uuid, [u8; 32])>,
-    /// Sequences and ids of what was cleared away.
-    removed: Vec<(i64, Uuid)>,
-    /// Last sequences of the filters of ids that went with it.
-    cleared_filters: Vec<i64>,
-    /// Up to where filters of ids were written.
-    filters_through: Option<i64>,
-    through: Option<i64>,
+    mark: Option<Mark>,
+    /// Sequences of what was cleared away.
+    cleared: Vec<i64>,
     behind: bool,
     measured: Measured,
 }
 
 impl Writer {
-    pub(super) fn new(
-        lock: File,
-        connection: Connection,
-        config: &JournalConfig,
-        told: Told,
-    ) -> Result<Self, JournalError> {
+    pub(super) fn open(
+        settings: &JournalSettings,
+        file: &str,
+    ) -> Result<(Self, Shared, watch::Receiver<i64>), JournalError> {
+        let (lock, connection) = schema::open(&settings.dir, file)?;
         let start = |e| JournalError::Sqlite("read where the journal ends", e);
-        let number = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0)).map_err(start);
-        let through = number("SELECT coalesce(max(through_seq), 0) FROM published")?;
+        let window = Arc::new(Window::read(&connection).map_err(start)?);
+        let last: i64 = connection
+            .query_row("SELECT coalesce(max(seq), 0) FROM deliveries", (), |row| row.get(0))
+            .map_err(start)?;
         // Everything may have been cleared away, and a sequence must never come twice.
-        let last = number("SELECT coalesce(max(seq), 0) FROM deliveries")?.max(through);
-        let set_aside = number("SELECT count(*) FROM set_aside")?;
+        let last = last.max(window.low_water_mark());
         let known = KnownIds::read(&connection).map_err(start)?;
-        let status = &told.status;
-        status.last_seq.store(last, Ordering::Relaxed);
-        status.published_through.store(through, Ordering::Relaxed);
-        status.set_aside.store(set_aside.unsigned_abs(), Ordering::Relaxed);
-        measure(&connection, status).map_err(start)?.tell(config, status);
-        status.writable.store(true, Ordering::Relaxed);
-        told.committed.send_replace(last);
-        Ok(Self {
+        let status = Arc::new(Status::new(Arc::clone(&window), last));
+        status.set_measured(measure(&connection, &window).map_err(start)?, settings);
+        let shared = Shared { status, window, tail: Arc::default() };
+        let (committed, receiver) = watch::channel(last);
+        let writer = Self {
             connection,
-            config: config.clone(),
-            told,
+            settings: settings.clone(),
+            shared: shared.clone(),
+            committed,
             known,
             next_seq: last + 1,
-            written_through: through,
-            last_upkeep: Instant::now(),
-            last_batch: 0,
+            last_appends: 0,
             behind: false,
             _lock: lock,
-        })
+        };
+        Ok((writer, shared, receiver))
     }
 
+    /// Runs until it is told to close, or nobody holds the journal any more.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
-        let mut open = true;
-        while open {
-            match commands.recv_timeout(UPKEEP_INTERVAL) {
-                Ok(first) => open = self.take(first, commands),
-                Err(RecvTimeoutError::Timeout) => self.commit(Vec::new()),
-                Err(RecvTimeoutError::Disconnected) => open = false,
+        while let Ok(first) = commands.recv() {
+            let (batch, open) = self.gather(first, commands);
+            self.commit(batch);
+            if !open {
+                break;
             }
         }
-        self.commit(Vec::new());
+        let (reply, _) = oneshot::channel();
+        self.commit(Batch { upkeep: vec![reply], ..Batch::default() });
         let fold = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
         if let Err(error) = fold {
             warn!(error = %Causes(&error), "cannot fold the journal's WAL; the next start does it");
         }
     }
 
-    /// Commits `first` and all that waits behind it. False when asked to close.
-    fn take(&mut self, first: Command, commands: &Receiver<Command>) -> bool {
-        let mut batch = Vec::with_capacity(BATCH_ENTRIES / 8);
-        let mut bytes = 0;
-        let mut next = Some(first);
-        let mut may_wait = true;
+    /// `first` and all that waits behind it. False when it is the last batch.
+    fn gather(&mut self, first: Command, commands: &Receiver<Command>) -> (Batch, bool) {
+        let mut batch = Batch::default();
+        let (mut bytes, mut may_wait, mut next) = (0, true, Some(first));
         while let Some(command) = next {
             match command {
                 Command::Append(waiting) => {
                     bytes += waiting.entry.packed.lz4.len();
-                    batch.push(*waiting);
+                    batch.appends.push(*waiting);
                 }
-                Command::SetAside { seq, reason } => self.set_aside(seq, &reason),
-                Command::Close => {
-                    self.commit(batch);
-                    return false;
+                Command::SetAside { seq, reason, reply } => {
+                    batch.set_asides.push((seq, reason, reply));
                 }
+                Command::Upkeep { reply } => batch.upkeep.push(reply),
+                Command::Close => return (batch, false),
             }
-            if batch.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
+            if batch.appends.len() >= BATCH_ENTRIES || bytes >= BATCH_BYTES {
                 break;
             }
             next = commands.try_recv().ok();
-            let rush = batch.len().max(self.last_batch) >= RUSH_ENTRIES;
-            if next.is_none() && may_wait && rush {
+            let rush = batch.appends.len().max(self.last_appends) >= RUSH_ENTRIES;
+            if next.is_none() && may_wait && rush && !batch.appends.is_empty() {
                 may_wait = false;
                 wait_for_more();
                 next = commands.try_recv().ok();
             }
         }
-        self.last_batch = batch.len();
-        self.commit(batch);
-        true
+        self.last_appends = batch.appends.len();
+        (batch, true)
     }
 
-    /// One transaction: the batch, and upkeep when it is due.
-    fn commit(&mut self, mut batch: Vec<Waiting>) {
-        let full = self.told.status.full.load(Ordering::Relaxed);
-        if full {
-            for waiting in batch.drain(..) {
+    /// One transaction.
+    fn commit(&mut self, mut batch: Batch) {
+        if self.shared.status.is_full() {
+            for waiting in batch.appends.drain(..) {
                 let _ = waiting.reply.send(Err(AppendError::Full));
             }
         }
-        let due = batch.is_empty() || self.last_upkeep.elapsed() >= UPKEEP_INTERVAL;
-        let upkeep = due || full || self.behind;
-        match self.transact(&batch, upkeep) {
+        match self.transact(&batch) {
             Ok(done) => self.committed(batch, done),
             Err(error) => {
-                self.told.status.writable.store(false, Ordering::Relaxed);
-                error!(error = %Causes(&error), refused = batch.len(), "the journal cannot be written");
-                for waiting in batch {
+                self.shared.status.set_writable(false);
+                let refused = batch.appends.len();
+                error!(error = %Causes(&error), refused, "the journal cannot be written");
+                for waiting in batch.appends {
                     let _ = waiting.reply.send(Err(AppendError::Unwritable));
+                }
+                let set_asides = batch.set_asides.into_iter().map(|(.., reply)| reply);
+                for reply in set_asides.chain(batch.upkeep) {
+                    let _ = reply.send(Err(AppendError::Unwritable));
                 }
             }
         }
-        if upkeep {
-            self.last_upkeep = Instant::now();
-        }
     }
 
-    fn transact(&mut self, batch: &[Waiting], upkeep: bool) -> rusqlite::Result<Done> {
+    fn transact(&mut self, batch: &Batch) -> rusqlite::Result<Done> {
         let mut done = Done {
-            outcomes: Vec::with_capacity(batch.len()),
-            added: Vec::with_capacity(batch.len()),
+            outcomes: Vec::with_capacity(batch.appends.len()),
+            added: Vec::with_capacity(batch.appends.len()),
             ..Done::default()
         };
+        let now = Timestamp::now();
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for Waiting { entry, .. } in batch {
-            let seq = self.next_seq + done.added.len() as i64;
-            let kept = match done.added.iter().find(|(id, _)| *id == entry.delivery_id) {
+        for Waiting { entry, .. } in &batch.appends {
+            let (id, digest) = (entry.delivery.id, entry.delivery.body_sha256);
+            let kept = match done.added.iter().find(|(added, _)| *added == id) {
                 Some((_, digest)) => Some(*digest),
-                None => self.known.kept(&transaction, entry.delivery_id)?,
+                None => self.known.kept(&transaction, id)?,
             };
             done.outcomes.push(match kept {
                 None => {
-                    insert(&transaction, seq, entry)?;
-                    done.added.push((entry.delivery_id, entry.body_sha256));
+                    insert(&transaction, self.next_seq + done.added.len() as i64, entry)?;
+                    done.added.push((id, digest));
                     Ok(Kept::New)
                 }
-                Some(digest) if digest == entry.body_sha256 => Ok(Kept::Before),
+                Some(kept) if kept == digest => Ok(Kept::Before),
                 // Under one id only one body can be kept, and a 200 means kept.
                 Some(_) => Err(AppendError::IdReused),
             });
         }
-        if upkeep {
-            let status = &self.told.status;
-            let through = status.published_through();
-            // After a failure this write is also what finds out whether the disk is back.
-            if through > self.written_through || !status.writable.load(Ordering::Relaxed) {
-                let now = Timestamp::now().unix_micros();
-                transaction
-                    .prepare_cached("INSERT OR REPLACE INTO published VALUES (?1, ?2)")?
-                    .execute((through, now))?;
-                done.through = Some(through);
-            }
-            let limit = PRUNE_ENTRIES.max(2 * batch.len());
-            done.removed = prune(&transaction, &self.config, status, limit)?;
-            done.behind = done.removed.len() == limit;
-            done.filters_through = Some(self.known.save(&transaction)?);
-            if let Some((last, _)) = done.removed.last() {
-                done.cleared_filters = self.known.clear(&transaction, *last)?;
-            }
+        for (seq, reason, _) in &batch.set_asides {
+            window::set_aside(&transaction, *seq, reason, now)?;
         }
-        done.measured = measure(&transaction, &self.told.status)?;
+        if !batch.upkeep.is_empty() || self.behind || self.shared.status.is_full() {
+            let limit = CLEAR_ENTRIES.max(2 * batch.appends.len());
+            upkeep(&transaction, &self.shared, &self.settings, now, limit, &mut done)?;
+        }
+        done.measured = measure(&transaction, &self.shared.window)?;
         transaction.commit()?;
         Ok(done)
     }
 
-    /// After the fsync: memory follows the disk, then whoever waits is told.
-    fn committed(&mut self, batch: Vec<Waiting>, done: Done) {
-        let status = &self.told.status;
-        if !status.writable.swap(true, Ordering::Relaxed) {
-            info!("the journal can be written again");
-        }
-        done.measured.tell(&self.config, status);
+    /// After the fsync: memory follows the disk, then whoever waits is answered. The relay comes
+    /// last, so that it does not take the processor from the answers.
+    fn committed(&mut self, batch: Batch, done: Done) {
+        let Shared { status, window, tail } = &self.shared;
+        status.set_writable(true);
+        status.set_measured(done.measured, &self.settings);
         self.behind = done.behind;
-        self.written_through = done.through.unwrap_or(self.written_through);
-        if let Some(through) = done.filters_through {
-            self.known.saved(through);
-        }
-        self.known.forget(&done.removed, &done.cleared_filters);
+        self.known.forget(&done.cleared);
+        let set_aside: Vec<i64> = batch.set_asides.iter().map(|(seq, ..)| *seq).collect();
+        window.committed(done.mark, &set_aside);
         let mut committed = Vec::with_capacity(done.added.len());
-        let mut replies = Vec::with_capacity(batch.len());
-        for (Waiting { entry, reply }, outcome) in batch.into_iter().zip(done.outcomes) {
+        let mut answers = Vec::with_capacity(batch.appends.len());
+        for (Waiting { entry, reply }, outcome) in batch.appends.into_iter().zip(done.outcomes) {
             if outcome == Ok(Kept::New) {
-                self.known.insert(entry.delivery_id, self.next_seq);
+                self.known.insert(entry.delivery.id, self.next_seq);
                 committed.push(entry.committed_as(self.next_seq));
                 self.next_seq += 1;
             }
-            replies.push((reply, outcome));
+            answers.push((reply, outcome));
         }
-        status.last_seq.store(self.next_seq - 1, Ordering::Relaxed);
-        if !committed.is_empty() {
-            self.told.tail.push(committed);
-            self.told.committed.send_replace(self.next_seq - 1);
-        }
-        for (reply, outcome) in replies {
+        status.committed(self.next_seq - 1);
+        for (reply, outcome) in answers {
             // Whoever asked may have hung up; the entry is kept all the same.
             let _ = reply.send(outcome);
         }
-    }
-
-    fn set_aside(&mut self, seq: i64, reason: &str) {
-        let now = Timestamp::now().unix_micros();
-        let sql = "INSERT OR REPLACE INTO set_aside VALUES (?1, ?2, ?3)";
-        match self.connection.execute(sql, (seq, reason, now)) {
-            Ok(_) => {
-                self.told.status.set_aside.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => error!(error = %Causes(&error), seq, "cannot set an entry aside"),
+        for reply in batch.set_asides.into_iter().map(|(.., reply)| reply).chain(batch.upkeep) {
+            let _ = reply.send(Ok(()));
+        }
+        if !committed.is_empty() {
+            tail.push(committed);
+            self.committed.send_replace(self.next_seq - 1);
         }
     }
+}
+
+/// Writes the low-water mark and clears what is old, or too much.
+fn upkeep(
+    transaction: &Transaction<'_>,
+    shared: &Shared,
+    settings: &JournalSettings,
+    now: Timestamp,
+    limit: usize,
+    done: &mut Done,
+) -> rusqlite::Result<()> {
+    let Shared { status, window, .. } = shared;
+    done.mark = window.next_mark(now);
+    if let Some(mark) = done.mark {
+        window::write_mark(transaction, mark)?;
+    } else if !status.is_writable() {
+        // Something has to be written to find out whether the disk is back.
+        transaction.pragma_update(None, "user_version", schema::VERSION)?;
+    }
+    let expired = window::settled_before(transaction, now, settings.retention)?;
+    let too_large = status.used_bytes() > settings.retention_bytes;
+    let through = if too_large { window.low_water_mark() } else { expired };
+    done.cleared = window::clear(transaction, through, limit)?;
+    done.behind = done.cleared.len() == limit;
+    window::forget_marks(transaction, expired)
 }
 
 #[expect(
@@ -313,19 +318,23 @@ fn wait_for_more() {
 }
 
 fn insert(transaction: &Transaction<'_>, seq: i64, entry: &NewEntry) -> rusqlite::Result<()> {
-    let event = &entry.event;
+    let NewEntry { delivery, event, .. } = entry;
     transaction
-        .prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+        .prepare_cached(
+            "INSERT INTO deliveries (seq, delivery_id, received_at, hook, traceparent,
+                                     repository_id, issue_number, body_sha256, family)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?
         .execute((
             seq,
-            entry.delivery_id.as_bytes().as_slice(),
-            event.delivery.received_at.unix_micros(),
-            &entry.event_type,
-            &event.delivery.hook,
+            delivery.id.as_bytes().as_slice(),
+            delivery.received_at.unix_micros(),
+            &delivery.hook,
             entry.traceparent.to_string(),
             event.repository.id,
             event.issue.number as i64,
-            entry.body_sha256.as_slice(),
+            delivery.body_sha256.as_slice(),
+            <&str>::from(delivery.family),
         ))?;
     let lz4 = &entry.packed.lz4[..];
     let mut bodies = transaction.prepare_cached("INSERT INTO bodies VALUES (?1, ?2)")?;
@@ -339,17 +348,15 @@ fn insert(transaction: &Transaction<'_>, seq: i64, entry: &NewEntry) -> rusqlite
 
 impl NewEntry {
     fn committed_as(self, seq: i64) -> Entry {
+        let Self { delivery, traceparent, packed, event, .. } = self;
+        let issue = Issue { repository_id: event.repository.id, number: event.issue.number };
         Entry {
             seq,
-            delivery_id: self.delivery_id,
-            received_at: self.event.delivery.received_at,
-            hook: self.event.delivery.hook.clone(),
-            traceparent: Some(self.traceparent),
-            repository_id: self.event.repository.id,
-            issue_number: self.event.issue.number as i64,
-            body_sha256: self.body_sha256,
-            text_bytes: self.packed.text_bytes,
-            content: Content::Event(self.event),
+            delivery,
+            traceparent: Some(traceparent),
+            issue,
+            text_bytes: packed.text_bytes,
+            content: Content::Event(event),
         }
     }
 }

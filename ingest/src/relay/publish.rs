@@ -4,43 +4,45 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{
-    context::{PublishError, PublishErrorKind},
-    message::PublishMessage,
-    publish::PublishAck,
+use async_nats::jetstream::{context::PublishError, publish::PublishAck};
+use contract::{
+    envelope::Envelope, event::IssueEvent, names, subject::EventSubject, timestamp::Timestamp,
+    traceparent::trace_id_text,
 };
-use shared::{
-    broker::{Broker, Session},
+use service::{
+    backoff::Backoff,
+    broker::{
+        Broker, Session,
+        refusal::Refusal,
+        streams::{self, StreamsError, StreamsSettings},
+    },
     causes::Causes,
-    envelope::Envelope,
-    event::{self, IssueEvent},
-    streams::{self, StreamsConfig},
-    subject::EventSubject,
-    timestamp::Timestamp,
-    trace::{self, Traceparent},
+    telemetry::trace::{self, TRACES_ONLY},
 };
-use tokio::sync::Mutex;
 use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
 use super::lanes::Offer;
 use crate::{
-    config::IngestConfig,
+    gitea::payload::{self, Parsed},
     instruments::Instruments,
-    journal::{Content, Entry},
-    parse::{self, Parsed},
+    journal::{Content, Entry, window::Window},
+    settings::IngestSettings,
 };
 
-/// First and longest wait before another attempt.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Waits before another attempt.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// Room that is left in a message for headers, and for what the worker adds to it.
 const LEAST_HEADROOM: usize = 2048;
-/// Times that a broker may call a message too large before it is set aside.
+/// Room for the header that the client adds, `Nats-Expected-Stream`.
+const CLIENT_HEADERS: usize = 64;
+/// Times that a broker may call a message too large before it is set aside: its limits may be
+/// others than those that were heard of last.
 const MAX_OVERSIZED: u32 = 3;
 
 /// What became of an entry.
@@ -58,31 +60,55 @@ pub(super) enum Published {
 pub(super) struct Publisher {
     broker: Broker,
     source: String,
-    streams: StreamsConfig,
-    /// Number of the session that last saw the stream: the next one may be with another server.
-    stream_found_by: Mutex<Option<u64>>,
-    forget_stream: AtomicBool,
+    streams: StreamsSettings,
+    window: Arc<Window>,
+    /// What is known of the stream, until it is found to be another.
+    stream: tokio::sync::Mutex<Option<Stream>>,
     failing: AtomicBool,
     /// Of entries that were interrupted, by sequence: to be gone on with when they come again.
-    unfinished: std::sync::Mutex<HashMap<i64, Ending>>,
+    unfinished: Mutex<HashMap<i64, Ending>>,
     instruments: Arc<Instruments>,
+}
+
+/// The stream of events as it stands on the broker, which need not be as it was asked for.
+#[derive(Clone, Copy)]
+struct Stream {
+    /// Number of the session that found it: the next one may be with another server.
+    session: u64,
+    dedup_window: Duration,
+    /// Largest message, headers included, if the stream has such a limit.
+    max_message: Option<usize>,
 }
 
 impl Publisher {
     pub(super) fn new(
-        config: &IngestConfig,
+        settings: &IngestSettings,
         broker: Broker,
+        window: Arc<Window>,
         instruments: Arc<Instruments>,
     ) -> Self {
         Self {
             broker,
-            source: config.common.gitea_url.clone(),
-            streams: config.common.streams.clone(),
-            stream_found_by: Mutex::new(None),
-            forget_stream: AtomicBool::new(false),
+            source: settings.common.gitea_url.clone(),
+            streams: settings.common.streams.clone(),
+            window,
+            stream: tokio::sync::Mutex::default(),
             failing: AtomicBool::new(false),
-            unfinished: std::sync::Mutex::default(),
+            unfinished: Mutex::default(),
             instruments,
+        }
+    }
+
+    /// Sees to it that the stream is there. Returns its dedup window, once the broker says so.
+    pub(super) async fn prepare(&self, session: &Session) -> Duration {
+        let mut backoff = BACKOFF;
+        loop {
+            let started = Instant::now();
+            match self.stream(session).await {
+                Ok(stream) => return stream.dedup_window,
+                Err(error) => self.failed(None, started, Causes(&error).to_string()),
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 
@@ -124,123 +150,133 @@ impl Publisher {
         mut event: IssueEvent,
         session: &Session,
     ) -> Published {
-        let mut backoff = Backoff::default();
+        let mut backoff = BACKOFF;
         let mut oversized = 0;
         loop {
-            let max_payload = session.max_payload();
-            let envelope = match self.envelope(&offer.entry, &mut event, max_payload) {
+            let started = Instant::now();
+            let stream = match self.stream(session).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    self.failed(Some(&offer.entry), started, Causes(&error).to_string());
+                    tokio::time::sleep(backoff.next_wait()).await;
+                    continue;
+                }
+            };
+            let limits = (session.max_payload(), stream.max_message);
+            let envelope = match self.envelope(&offer.entry, &mut event, limits) {
                 Ok(envelope) => envelope,
                 Err(reason) => return Published::Refused(reason),
             };
-            let started = Instant::now();
-            match self.attempt(envelope, session).await {
+            let sent_at = Timestamp::now();
+            let error = match session.publish(envelope, names::EVENTS).await {
                 Ok(ack) => {
-                    self.confirmed(offer, ack.duplicate);
+                    self.confirmed(offer, &ack, sent_at);
                     return Published::Confirmed;
                 }
-                Err(Failure::Publish(error))
-                    if error.kind() == PublishErrorKind::MaxPayloadExceeded =>
-                {
+                Err(error) => error,
+            };
+            match Refusal::of(&error) {
+                Refusal::Never => return Published::Refused(Causes(&error).to_string()),
+                Refusal::TooLarge => {
                     oversized += 1;
                     if oversized >= MAX_OVERSIZED {
-                        return Published::Refused(too_large(max_payload));
+                        return Published::Refused(too_large(limits));
                     }
+                    *self.stream.lock().await = None;
                 }
-                Err(failure) => self.failed(offer, started, &failure),
+                Refusal::PrepareAgain => {
+                    *self.stream.lock().await = None;
+                    self.attempt_failed(offer, started, &error);
+                }
+                Refusal::Away => self.attempt_failed(offer, started, &error),
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 
-    /// The message, with the event's texts cut where it would be too large.
+    /// The message, with the event's texts cut where it would be too large for the server or the
+    /// stream.
     fn envelope(
         &self,
         entry: &Entry,
         event: &mut IssueEvent,
-        max_payload: usize,
+        limits: (usize, Option<usize>),
     ) -> Result<Envelope, String> {
         let wrap = |event: &IssueEvent| {
-            Envelope::of_event(event, &self.source, &self.traceparent(entry))
+            let traceparent = trace::exported(&Span::current())
+                .or(entry.traceparent)
+                .unwrap_or_else(|| trace::of_delivery(&Span::none(), entry.delivery.id));
+            Envelope::of_event(event, &self.source, &traceparent)
                 .map_err(|error| Causes(&error).to_string())
         };
-        let limit = max_payload.saturating_sub((max_payload / 8).max(LEAST_HEADROOM));
+        let (max_payload, max_message) = limits;
+        let mut limit = max_payload.saturating_sub((max_payload / 8).max(LEAST_HEADROOM));
         // JSON makes no text shorter: with one beyond the limit the whole need not be made.
         if event.issue.body.len() <= limit {
             let whole = wrap(event)?;
+            if let Some(max_message) = max_message {
+                let headers = whole.headers.wire_bytes() + CLIENT_HEADERS;
+                limit = limit.min(max_message.saturating_sub(headers));
+            }
             if whole.payload.len() <= limit {
                 return Ok(whole);
             }
         }
         if !event.cut_to(limit) {
-            return Err(too_large(max_payload));
+            return Err(too_large(limits));
         }
         wrap(event)
     }
 
-    fn traceparent(&self, entry: &Entry) -> Traceparent {
-        Traceparent::exported(&Span::current())
-            .or(entry.traceparent)
-            .unwrap_or_else(|| Traceparent::of_span(&Span::none(), entry.trace_id()))
-    }
-
-    async fn attempt(&self, envelope: Envelope, session: &Session) -> Result<PublishAck, Failure> {
-        self.ensure_stream(session).await?;
-        // The message id stands in the envelope's headers.
-        let message = PublishMessage::build()
-            .payload(envelope.payload.into())
-            .headers(envelope.headers)
-            .expected_stream(streams::EVENTS);
-        let sent = session.jetstream.send_publish(envelope.subject, message).await;
-        let ack = match sent {
-            Ok(ack) => ack.await,
-            Err(error) => Err(error),
-        };
-        ack.map_err(|error| {
-            if error.kind() == PublishErrorKind::StreamNotFound {
-                self.forget_stream.store(true, Ordering::Relaxed);
+    /// The stream, created if it is not there. One attempt does it while the others wait.
+    async fn stream(&self, session: &Session) -> Result<Stream, StreamsError> {
+        let mut known = self.stream.lock().await;
+        match *known {
+            Some(stream) if stream.session == session.number() => Ok(stream),
+            _ => {
+                let found = streams::events(&session.jetstream, &self.streams).await?;
+                let config = &found.cached_info().config;
+                let stream = Stream {
+                    session: session.number(),
+                    dedup_window: config.duplicate_window,
+                    max_message: usize::try_from(config.max_message_size).ok().filter(|n| *n > 0),
+                };
+                Ok(*known.insert(stream))
             }
-            Failure::Publish(error)
-        })
+        }
     }
 
-    /// Creates the stream if it is not there. One attempt does it while the others wait.
-    async fn ensure_stream(&self, session: &Session) -> Result<(), Failure> {
-        let mut found_by = self.stream_found_by.lock().await;
-        if self.forget_stream.swap(false, Ordering::Relaxed) {
-            *found_by = None;
-        }
-        if *found_by != Some(session.number()) {
-            streams::events(&session.jetstream, &self.streams).await.map_err(Failure::Stream)?;
-            *found_by = Some(session.number());
-        }
-        Ok(())
-    }
-
-    fn confirmed(&self, offer: &Offer, known_before: bool) {
-        let age = Timestamp::now().unix_micros() - offer.entry.received_at.unix_micros();
+    fn confirmed(&self, offer: &Offer, ack: &PublishAck, sent_at: Timestamp) {
+        let received_at = offer.entry.delivery.received_at;
+        // What the broker had already may have been stored at any time since the receipt.
+        let stored_at = if ack.duplicate { received_at } else { sent_at };
+        self.window.confirm(offer.entry.seq, stored_at);
+        let age = Timestamp::now().unix_micros() - received_at.unix_micros();
         let seconds = offer.first.then_some(age.max(0) as f64 / 1e6);
-        self.instruments.published(known_before, seconds);
-        let (id, trace_id) = (offer.entry.delivery_id, offer.entry.trace_id());
-        let (seq, duplicate) = (offer.entry.seq, known_before);
-        debug!(gitea.delivery.id = %id, %trace_id, seq, duplicate, "published");
+        self.instruments.published(ack.duplicate, seconds);
+        let (id, seq, duplicate) = (offer.entry.delivery.id, offer.entry.seq, ack.duplicate);
+        debug!(gitea.delivery.id = %id, trace_id = trace_id_text(id), seq, duplicate, "published");
         if self.failing.swap(false, Ordering::Relaxed) {
             info!(parent: None, "publishing again");
         }
     }
 
+    fn attempt_failed(&self, offer: &Offer, started: Instant, error: &PublishError) {
+        self.failed(Some(&offer.entry), started, Causes(error).to_string());
+    }
+
     /// An outage is one line at its start and one at its end, however many deliveries wait.
-    fn failed(&self, offer: &Offer, started: Instant, failure: &Failure) {
+    fn failed(&self, entry: Option<&Entry>, started: Instant, error: String) {
         self.instruments.publish_failed();
-        let (id, trace_id) = (offer.entry.delivery_id, offer.entry.trace_id());
-        let error = self.broker.explain(started, failure.to_string());
+        let id = entry.map(|entry| field::display(entry.delivery.id));
+        let trace_id = entry.map(|entry| trace_id_text(entry.delivery.id));
+        let error = self.broker.explain(started, error);
         if self.failing.swap(true, Ordering::Relaxed) {
-            debug!(gitea.delivery.id = %id, %trace_id, error, "cannot publish yet");
+            debug!(gitea.delivery.id = id, trace_id, error, "cannot publish yet");
         } else {
             warn!(
-                gitea.delivery.id = %id,
-                %trace_id,
-                error,
-                "cannot publish, trying on; deliveries are kept meanwhile"
+                gitea.delivery.id = id,
+                trace_id, error, "cannot publish, trying on; deliveries are kept meanwhile"
             );
         }
     }
@@ -262,23 +298,9 @@ impl Drop for Ending {
     }
 }
 
-/// Why an attempt failed.
-enum Failure {
-    Publish(PublishError),
-    Stream(streams::StreamsError),
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Publish(error) => Causes(error).fmt(f),
-            Self::Stream(error) => Causes(error).fmt(f),
-        }
-    }
-}
-
-fn too_large(max_payload: usize) -> String {
-    format!("larger than the broker's max_payload of {max_payload} bytes, even with its texts cut")
+fn too_large((max_payload, max_message): (usize, Option<usize>)) -> String {
+    let limit = max_message.map_or(max_payload, |max| max.min(max_payload));
+    format!("larger than the {limit} bytes that the broker takes, even with its texts cut")
 }
 
 /// The typed event of a journal entry: taken, or read from its text.
@@ -287,28 +309,23 @@ fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
         Content::Event(event) => return Ok(*event),
         Content::Text(text) => text,
     };
-    let delivery = event::Delivery {
-        id: entry.delivery_id.to_string(),
-        received_at: entry.received_at,
-        body_sha256: hex::encode(entry.body_sha256),
-        hook: entry.hook.clone(),
-    };
-    match parse::issue_event(&text, delivery) {
+    match payload::read(&text, &entry.delivery) {
         Ok(Parsed::Event(event)) => Ok(*event),
         Ok(Parsed::Ignored(reason)) => Err(format!("no longer an issue event: {reason:?}")),
-        Err(refusal) => Err(refusal.message),
+        Err(error) => Err(error.to_string()),
     }
 }
 
 fn publish_span(entry: &Entry, event: &IssueEvent) -> Span {
+    let id = entry.delivery.id;
     let span = info_span!(
+        target: TRACES_ONLY,
         parent: None,
         "publish gitea.issues",
         otel.kind = "producer",
         otel.status_code = field::Empty,
         error.r#type = field::Empty,
-        gitea.delivery.id = %entry.delivery_id,
-        trace_id = %entry.trace_id(),
+        gitea.delivery.id = %id,
         gitea.event = "issues",
         gitea.action = event.action.as_str(),
         gitea.repository = event.repository.full_name(),
@@ -319,37 +336,8 @@ fn publish_span(entry: &Entry, event: &IssueEvent) -> Span {
     }
     if trace::is_sampled(&span) {
         trace::describe_repository(&span, &event.repository);
-        let (subject, id) = (EventSubject::of(event).to_string(), entry.delivery_id.to_string());
+        let (subject, id) = (EventSubject::of(event).to_string(), id.to_string());
         trace::describe_message(&span, ("publish", "send"), subject, Some(id));
     }
     span
-}
-
-/// Exponential, with jitter so that many waiting entries do not come back at once.
-#[derive(Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let (first, longest) = BACKOFF;
-        let ceiling = first.saturating_mul(1 << self.attempts.min(10)).min(longest);
-        self.attempts += 1;
-        ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_two_seconds_and_no_further() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..40).map(|_| backoff.next()).collect();
-        assert!(waits[0] >= BACKOFF.0 / 2 && waits[0] <= BACKOFF.0);
-        assert!(waits.iter().all(|wait| *wait <= BACKOFF.1));
-        assert!(waits[39] >= BACKOFF.1 / 2);
-    }
 }

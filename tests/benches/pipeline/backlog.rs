@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, message::PublishMessage};
-use futures::{StreamExt, stream};
-use shared::{
-    envelope::Envelope, event::IssueEvent, streams, subject, timestamp::Timestamp,
-    trace::Traceparent,
+use async_nats::jetstream;
+use contract::{
+    envelope::Envelope, event::IssueEvent, names, timestamp::Timestamp, traceparent::Traceparent,
 };
+use futures::{StreamExt, stream};
+use service::broker::streams;
 use tests::{bus, nats::Nats, services::ingest, system, wait};
 use uuid::Uuid;
 
@@ -43,7 +43,7 @@ impl Events {
             assert_eq!(status, 200);
         }
         let js = jetstream::new(nats.client().await);
-        wait::until_equal("both events", 2, || bus::count(&js, streams::EVENTS)).await;
+        wait::until_equal("both events", 2, || bus::count(&js, names::EVENTS)).await;
         Self(bus::events(&js).await.try_into().expect("two events"))
     }
 
@@ -68,7 +68,7 @@ impl Events {
         let js = &jetstream::new(nats.client().await);
         let config = system::worker_config(&nats.url(), &[]).common.streams;
         streams::events(js, &config).await.expect("the stream");
-        let before = bus::count(js, streams::EVENTS).await;
+        let before = bus::count(js, names::EVENTS).await;
         let publish = |n: u64| async move {
             let event = self.event(n % issues + 1, n / issues, change);
             let traceparent: Traceparent =
@@ -77,9 +77,9 @@ impl Events {
                     .expect("a traceparent");
             let envelope = Envelope::of_event(&event, "http://localhost:3000", &traceparent)
                 .expect("a message");
-            let message =
-                PublishMessage::build().payload(envelope.payload.into()).headers(envelope.headers);
-            let sent = js.send_publish(envelope.subject, message).await.expect("publish");
+            let headers = bus::header_map(&envelope.headers);
+            let sent = js.publish_with_headers(envelope.subject, headers, envelope.payload.into());
+            let sent = sent.await.expect("publish");
             sent.await.expect("a confirmation");
         };
         stream::iter(before..before + count)
@@ -93,13 +93,13 @@ impl Events {
 /// Watches all partitions until none has anything left; the longest time
 /// within which one of them with something left was not seen to go on.
 pub async fn drained(js: &jetstream::Context) -> Duration {
-    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut at: HashMap<u8, (u64, Instant)> = HashMap::new();
     let mut longest = Duration::ZERO;
     loop {
         let mut left = 0;
-        for partition in 0..subject::PARTITIONS {
-            let info = stream.consumer_info(streams::consumer_name(partition)).await;
+        for partition in 0..names::PARTITIONS {
+            let info = stream.consumer_info(names::consumer_name(partition)).await;
             let Ok(info) = info else {
                 left += 1;
                 continue;

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use async_nats::jetstream;
-use shared::streams;
+use contract::names;
 use tests::{
     bus,
     nats::Nats,
@@ -69,7 +69,7 @@ impl Pipeline {
     }
 
     async fn is_through(&self, count: u64) -> bool {
-        bus::count(&self.js, streams::EVENTS).await == count
+        bus::count(&self.js, names::EVENTS).await == count
             && (self.worker.is_none() || bus::lag(&self.js).await == Some(0))
     }
 

@@ -24,18 +24,24 @@ const ELSE: &str = "runtime, other";
 
 const INGEST: Steps = &[
     ("signature and digest", &["sha2::", "hmac::", "ingest::verify"]),
-    ("log line, spans, counts", &["tracing", "json_subscriber", "opentelemetry", "shared::trace"]),
+    (
+        "log line, spans, counts",
+        &["tracing", "json_subscriber", "opentelemetry", "service::telemetry"],
+    ),
     ("journal", &["ingest::journal", "lz4_flex", "rusqlite", "sqlite3"]),
-    ("publish", &["ingest::relay", "shared::envelope", "async_nats", "shared::subject"]),
+    ("publish", &["ingest::relay", "contract::envelope", "async_nats", "contract::subject"]),
     ("parse", &["ingest::parse"]),
     ("HTTP", &["hyper", "axum", "http::", "httparse", "ingest::", "tower"]),
 ];
 
 const WORKER: Steps = &[
-    ("log line, spans, counts", &["tracing", "json_subscriber", "opentelemetry", "shared::trace"]),
+    (
+        "log line, spans, counts",
+        &["tracing", "json_subscriber", "opentelemetry", "service::telemetry"],
+    ),
     ("state", &["worker::issue_state", "async_nats::jetstream::kv"]),
     ("handler", &["worker::handlers", "worker::dispatch", "worker::diff"]),
-    ("parse", &["shared::envelope::read"]),
+    ("parse", &["contract::envelope::read"]),
     ("consume", &["worker::"]),
     ("NATS client", &["async_nats"]),
 ];

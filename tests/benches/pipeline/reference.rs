@@ -21,10 +21,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::post,
 };
+use contract::{names, subject};
 use futures::StreamExt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use shared::{streams, subject};
 use tests::{gitea::SECRET, process::Process};
 
 /// The stream that [`confirmed_handler`] keeps bodies in.
@@ -90,9 +90,9 @@ async fn serve(router: Router) {
 
 /// Drains the stream with 64 partition consumers that only ack. Returns messages per second.
 pub async fn ack_only(js: &jetstream::Context, expected: u64) -> f64 {
-    let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut consumers = Vec::new();
-    for partition in 0..subject::PARTITIONS {
+    for partition in 0..names::PARTITIONS {
         let config = pull::Config {
             durable_name: Some(format!("ack-only-{partition}")),
             filter_subject: subject::partition_filter(partition),
@@ -129,7 +129,7 @@ pub async fn ack_only(js: &jetstream::Context, expected: u64) -> f64 {
     for task in tasks {
         task.abort();
     }
-    for partition in 0..subject::PARTITIONS {
+    for partition in 0..names::PARTITIONS {
         stream.delete_consumer(&format!("ack-only-{partition}")).await.expect("delete");
     }
     rate

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_nats::jetstream;
-use shared::streams;
+use contract::names;
 use tests::{
     bus,
     nats::Nats,
@@ -87,7 +87,7 @@ async fn accept(exe: &Path) {
     let address = ingest.address_in("ingest listens").await;
     let kept = load::closed_loop(address, requests, CONNECTIONS, duration).await;
     let js = jetstream::new(nats.client().await);
-    let published = bus::count(&js, streams::EVENTS).await;
+    let published = bus::count(&js, names::EVENTS).await;
     row("accepted, 64 connections: reads the body and keeps nothing", rate(bare.rate()), "");
     row("accepted, 64 connections: durable, relay at work", rate(kept.rate()), "13000/s");
     row("  ratio", format!("{:.2}", kept.rate() / bare.rate()), "");
@@ -129,7 +129,7 @@ async fn drain(exe: &Path) {
 
     let started = Instant::now();
     let worker = worker(exe, &nats);
-    worker.line_with("worker listens").await;
+    worker.line_with("operator listens").await;
     let pause = backlog::drained(&js).await;
     let kept = BACKLOG as f64 / started.elapsed().as_secs_f64();
     row("backlog of 200,000: 64 consumers that only ack", rate(bare), "");
@@ -137,7 +137,7 @@ async fn drain(exe: &Path) {
     row("  ratio", format!("{:.2}", kept / bare), "0.50");
     row("  longest pause of a partition", millis(pause), "1000 ms");
     row("  memory of the worker afterwards", memory(&worker), "");
-    row("  changes told", bus::count(&js, streams::CHANGES).await, "");
+    row("  changes told", bus::count(&js, names::CHANGES).await, "");
 }
 
 /// Memory at rest, and how soon the first 200 comes on existing data.

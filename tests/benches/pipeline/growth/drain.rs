@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream;
+use contract::names;
 use futures::StreamExt;
-use shared::streams;
 use tests::nats::Nats;
 use tokio::task::JoinHandle;
 
@@ -42,7 +42,7 @@ impl Drain {
     pub async fn finish(self, events: u64) -> Drained {
         backlog::drained(&self.js).await;
         let first_change = self.first_change.await.expect("no panic");
-        let bucket = format!("KV_{}", streams::ISSUE_STATE);
+        let bucket = format!("KV_{}", names::ISSUE_STATE);
         let bucket = self.js.get_stream(bucket).await.expect("the bucket");
         let last_state = bucket.cached_info().state.last_timestamp.unix_timestamp_nanos();
         let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).expect("after 1970");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use async_nats::jetstream;
-use shared::streams;
+use contract::names;
 use tests::{nats::Nats, services::worker, usage::Usage};
 
 use super::{
@@ -51,7 +51,7 @@ async fn row(
     let worker = worker(exe, &nats);
     let rate = drain.finish(number).await.rate;
     let js = jetstream::new(nats.client().await);
-    let bucket = js.get_stream(format!("KV_{}", streams::ISSUE_STATE)).await.expect("the bucket");
+    let bucket = js.get_stream(format!("KV_{}", names::ISSUE_STATE)).await.expect("the bucket");
     let each = if matches!(change, Change::Each) { ", each event a change" } else { "" };
     table.row(&[
         format!("{}{each}", count(issues)),

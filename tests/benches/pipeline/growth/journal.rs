@@ -51,19 +51,20 @@ async fn row(exe: &Path, table: &Table, bytes: u64) {
     let data = tests::temp_dir();
     let mut first = ingest(exe, &nats, data.path());
     let address = first.address_in("ingest listens").await;
+    let operator = first.address_in("operator listens").await;
 
     let full = Arc::new(AtomicBool::new(false));
     let go_on = Arc::clone(&full);
     let go_on = move || !go_on.load(Ordering::Relaxed);
     let watch = async {
-        while total(address, "coordinator_journal_used_bytes", "").await < bytes as f64 {
+        while total(operator, "coordinator_journal_used_bytes", "").await < bytes as f64 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         full.store(true, Ordering::Relaxed);
     };
     let requests_again = Arc::clone(&requests);
     tokio::join!(load::closed_loop_while(address, requests_again, CONNECTIONS, go_on), watch);
-    let used = total(address, "coordinator_journal_used_bytes", "").await;
+    let used = total(operator, "coordinator_journal_used_bytes", "").await;
     let run = load::closed_loop(address, requests, CONNECTIONS, MEASURED).await;
     let while_filled = Usage::of(first.pid()).peak_memory;
     first.kill().await;
@@ -71,15 +72,16 @@ async fn row(exe: &Path, table: &Table, bytes: u64) {
     let started = Instant::now();
     let again = ingest(exe, &nats, data.path());
     let address = again.address_in("ingest listens").await;
+    let operator = again.address_in("operator listens").await;
     let (_, status) = Connection::open(address).await.send(&mut template.request(1, 1)).await;
     assert_eq!(status, 200);
     let start = started.elapsed();
     let after_start = Usage::of(again.pid()).memory;
 
-    let depth = total(address, "coordinator_journal_depth", "").await;
+    let depth = total(operator, "coordinator_journal_depth", "").await;
     nats.restart().await;
     let published = Instant::now();
-    while total(address, "coordinator_journal_depth", "").await > 0.0 {
+    while total(operator, "coordinator_journal_depth", "").await > 0.0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let published = published.elapsed();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use async_nats::jetstream;
-use shared::streams;
+use contract::names;
 use tests::{nats::Nats, services::worker, usage::Usage};
 
 use super::{
@@ -40,7 +40,7 @@ pub async fn curve(exe: &Path) {
         let worker = worker(exe, &nats);
         let drained = drain.finish(number).await;
         let js = jetstream::new(nats.client().await);
-        let stream = js.get_stream(streams::EVENTS).await.expect("the stream");
+        let stream = js.get_stream(names::EVENTS).await.expect("the stream");
         table.row(&[
             count(number),
             megabytes(stream.cached_info().state.bytes),

@@ -1,0 +1,50 @@
+//! `coordinator create-streams`: all that lives on the broker, for a broker
+//! where roles may create nothing.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use service::{
+    broker::{
+        Broker, BrokerArgs,
+        streams::{self, StreamsArgs},
+    },
+    settings::Problems,
+    telemetry::{Telemetry, TelemetryArgs},
+};
+use tracing::info;
+use worker::settings::WorkerArgs;
+
+/// What to create, and where.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct CreateStreamsArgs {
+    /// Durable consumer of the changes for a subscriber, several by repeating it
+    #[arg(long, value_name = "NAME")]
+    reader: Vec<String>,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    streams: StreamsArgs,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
+}
+
+/// Waits for the broker for as long as it takes; what it refuses is reported at once.
+pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
+    let mut problems = Problems::default();
+    let settings = args.broker.settings(&mut problems);
+    let limits = args.streams.settings(&mut problems);
+    let ack_wait: Duration = args.worker.check(&mut problems).ack_wait_secs;
+    let telemetry = args.telemetry.check(&mut problems);
+    problems.finish(())?;
+    let telemetry = Telemetry::init(&telemetry, "create-streams", crate::CRATES)?;
+    let (broker, keeper) = Broker::new(&settings, "coordinator-create-streams").await?;
+    tokio::spawn(keeper);
+    let session = broker.connected().await;
+    streams::create_all(&session.jetstream, &limits, ack_wait, &args.reader).await?;
+    info!("streams, bucket and consumers are there");
+    telemetry.shutdown().await;
+    Ok(())
+}

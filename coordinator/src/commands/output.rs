@@ -1,0 +1,58 @@
+//! Writing lines to standard output, each at once.
+
+use std::io::{self, Write};
+
+use contract::timestamp::Timestamp;
+use serde_json::Value;
+
+/// Prints a line for whoever reads, who may be gone: unlike `println!` this
+/// gives a closed pipe back as an error.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Whether an error is that nobody reads any more, which is an end like any other.
+pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// A payload as JSON: what it says, or a string with what it is.
+pub(crate) fn json(payload: &[u8]) -> Value {
+    serde_json::from_slice(payload)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(payload).into_owned()))
+}
+
+/// An instant as short as it helps a reader: in milliseconds.
+pub(crate) fn time(time: Timestamp) -> String {
+    Timestamp::from_unix_micros(time.unix_micros() / 1_000 * 1_000).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_one_line_of_json_whatever_it_is() {
+        for (payload, expected) in [
+            (&b"{\n \"b\": 1,\n \"a\": 2 }"[..], r#"{"b":1,"a":2}"#),
+            (b"a\nb\xff", "\"a\\nb\u{fffd}\""),
+        ] {
+            assert_eq!(json(payload).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn only_a_closed_pipe_is_an_end_like_any_other() {
+        let error =
+            |kind: io::ErrorKind| anyhow::Error::new(io::Error::from(kind)).context("print");
+        assert!(reader_is_gone(&error(io::ErrorKind::BrokenPipe)));
+        assert!(!reader_is_gone(&error(io::ErrorKind::StorageFull)));
+    }
+}

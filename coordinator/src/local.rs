@@ -1,0 +1,7 @@
+//! Everything on one machine: a nats-server as a child process, and all roles in this one.
+
+mod banner;
+pub(crate) mod data_dir;
+pub mod nats_server;
+mod settings;
+pub(crate) mod up;

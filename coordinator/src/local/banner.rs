@@ -1,0 +1,113 @@
+//! What is told once everything runs: where things are, and what to try.
+
+use std::{
+    fmt,
+    io::Write,
+    path::{Path, absolute},
+};
+
+use service::telemetry::LogFormat;
+use tracing::info;
+
+use super::{
+    data_dir::{DEFAULT_DATA_DIR, Instance},
+    settings::UpSettings,
+};
+
+/// All that the banner tells. The secret itself is not in it.
+pub(super) struct Banner<'a> {
+    pub(super) instance: &'a Instance,
+    pub(super) settings: &'a UpSettings,
+    pub(super) data_dir: &'a Path,
+}
+
+impl Banner<'_> {
+    /// Prints it, or logs it where the output is for machines.
+    pub(super) fn show(&self, format: LogFormat) {
+        match format {
+            // Nobody is told where nobody reads.
+            LogFormat::Text => drop(write!(std::io::stdout(), "{self}")),
+            LogFormat::Json => info!(
+                webhook_url = self.instance.webhook_url,
+                secret_file = %self.secret(),
+                nats_url = self.instance.nats_url,
+                operator_url = self.instance.operator_url,
+                data_dir = %self.data_dir.display(),
+                otlp_endpoint = self.otlp_endpoint(),
+                "coordinator runs"
+            ),
+        }
+    }
+
+    fn secret(&self) -> String {
+        self.instance
+            .secret_file
+            .as_ref()
+            .map_or_else(|| "GITEA_WEBHOOK_SECRET".into(), |file| file.display().to_string())
+    }
+
+    fn otlp_endpoint(&self) -> Option<&str> {
+        self.settings.ingest.common.telemetry.otlp_endpoint.as_deref()
+    }
+
+    fn next_command(&self) -> String {
+        let default = absolute(DEFAULT_DATA_DIR).and_then(|dir| dir.canonicalize());
+        if default.is_ok_and(|default| default == self.data_dir) {
+            "cargo run -- send assigned".into()
+        } else {
+            format!("cargo run -- send assigned --data-dir {}", self.data_dir.display())
+        }
+    }
+}
+
+impl fmt::Display for Banner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nCoordinator runs.\n")?;
+        writeln!(f, "  webhook   {}", self.instance.webhook_url)?;
+        writeln!(f, "  secret    in {}", self.secret())?;
+        writeln!(f, "  operator  {}/health, /metrics", self.instance.operator_url)?;
+        writeln!(f, "  NATS      {}", self.instance.nats_url)?;
+        writeln!(f, "  data      {}", self.data_dir.display())?;
+        if let Some(endpoint) = self.otlp_endpoint() {
+            writeln!(f, "  traces    {endpoint}")?;
+        }
+        writeln!(f, "\nTry it in another terminal: {}", self.next_command())?;
+        writeln!(f, "Stop it with Ctrl-C.\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::settings::UpArgs;
+
+    #[test]
+    fn it_tells_where_the_secret_is_and_not_what_it_is() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("webhook-secret");
+        std::fs::write(&file, "s3cr3t").expect("write");
+        let mut settings = UpArgs::default().check().expect("defaults");
+        settings.use_secret_file(&file).expect("secret");
+        settings.ingest.common.telemetry.otlp_endpoint = Some("http://localhost:4318".into());
+        let instance = Instance {
+            webhook_url: "http://127.0.0.1:8000/webhook/gitea".into(),
+            operator_url: "http://127.0.0.1:8001".into(),
+            nats_url: "nats://127.0.0.1:4222".into(),
+            secret_file: settings.secret_file.clone(),
+            pid: 1,
+        };
+        let banner =
+            Banner { instance: &instance, settings: &settings, data_dir: dir.path() }.to_string();
+        let data_dir = dir.path().display().to_string();
+        for part in [
+            "http://127.0.0.1:8000/webhook/gitea",
+            "webhook-secret",
+            "nats://127.0.0.1:4222",
+            "http://localhost:4318",
+            &format!("cargo run -- send assigned --data-dir {data_dir}"),
+        ] {
+            assert!(banner.contains(part), "{part} is missing in: {banner}");
+        }
+        assert!(!banner.contains("s3cr3t"));
+    }
+}

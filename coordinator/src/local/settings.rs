@@ -1,0 +1,188 @@
+//! Settings of the one-machine default: those of ingest and worker, with
+//! defaults for what they require.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use ingest::settings::{IngestArgs, IngestSettings};
+use service::{
+    broker::BrokerSettings,
+    role::CommonArgs,
+    settings::{Problems, SettingsError, number, text},
+};
+use worker::settings::{WorkerArgs, WorkerSettings};
+
+use super::data_dir::DEFAULT_DATA_DIR;
+
+/// Gitea's own default.
+const DEFAULT_GITEA_URL: &str = "http://localhost:3000";
+const DEFAULT_NATS_PORT: u16 = 4222;
+
+/// Settings as they were given.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    pub(crate) ingest: IngestArgs,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+    /// Port of the nats-server that is started when NATS_URL is not set; 0 for any [default: 4222]
+    #[arg(long, env = "NATS_PORT", value_name = "PORT")]
+    pub(crate) nats_port: Option<String>,
+}
+
+/// Settings, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct UpSettings {
+    pub(crate) ingest: IngestSettings,
+    pub(crate) worker: WorkerSettings,
+    /// Port of a server of our own. None uses the one that is configured.
+    pub(crate) own_nats_port: Option<u16>,
+    pub(crate) data_dir: PathBuf,
+    /// The webhook's secret is set, so none is made up.
+    pub(crate) secret_is_given: bool,
+    /// The file with the secret, where it is in one.
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+impl UpArgs {
+    /// Checks all settings. Touches nothing.
+    pub(crate) fn check(&self) -> Result<UpSettings, SettingsError> {
+        let mut problems = Problems::default();
+        let own_nats_port = self.own_nats_port(&mut problems);
+        let mut common = self.common.clone();
+        if text(&common.own.gitea_url).is_none() {
+            common.own.gitea_url = Some(DEFAULT_GITEA_URL.into());
+        }
+        let mut ingest = self.ingest.clone();
+        let given_file = text(&ingest.gitea_webhook_secret_file).map(PathBuf::from);
+        let secret_is_given = text(&ingest.gitea_webhook_secret).is_some() || given_file.is_some();
+        if !secret_is_given {
+            // Replaced by the one of the data directory before anything starts.
+            ingest.gitea_webhook_secret = Some("not there yet".into());
+        }
+        let common = common.check(&mut problems);
+        let config = UpSettings {
+            worker: self.worker.settings(common.clone(), &mut problems),
+            ingest: ingest.settings(common, &mut problems),
+            own_nats_port,
+            data_dir: text(&ingest.data_dir).unwrap_or(DEFAULT_DATA_DIR).into(),
+            secret_is_given,
+            secret_file: given_file.and_then(|file| std::path::absolute(file).ok()),
+        };
+        problems.finish(config)
+    }
+
+    fn own_nats_port(&self, problems: &mut Problems) -> Option<u16> {
+        let broker = &self.common.broker;
+        let port =
+            problems.read("NATS_PORT", &self.nats_port, DEFAULT_NATS_PORT, number(0, u16::MAX));
+        if broker.names_a_server() {
+            return None;
+        }
+        for (name, value) in [
+            ("NATS_USER", &broker.nats_user),
+            ("NATS_CREDS_FILE", &broker.nats_creds_file),
+            ("NATS_CA_FILE", &broker.nats_ca_file),
+            ("NATS_CERT_FILE", &broker.nats_cert_file),
+        ] {
+            if text(value).is_some() {
+                problems.add(format!("{name} is for a NATS of yours, but NATS_URL is not set"));
+            }
+        }
+        if text(&self.common.streams.stream_replicas).is_some_and(|replicas| replicas != "1") {
+            problems.add("STREAM_REPLICAS is for a cluster, but NATS_URL is not set");
+        }
+        Some(port)
+    }
+}
+
+impl UpSettings {
+    /// Takes the webhook's secret from a file.
+    pub(crate) fn use_secret_file(&mut self, file: &Path) -> Result<()> {
+        let mut problems = Problems::default();
+        let name = Some(file.to_string_lossy().into_owned());
+        let secret = problems.secret("GITEA_WEBHOOK_SECRET", &None, &name);
+        problems.finish(()).with_context(|| format!("read {}", file.display()))?;
+        self.ingest.secret = secret.context("the secret is empty")?;
+        self.secret_file = Some(file.to_owned());
+        Ok(())
+    }
+
+    /// Uses the server at `url`, and nothing else that was set about one.
+    pub(crate) fn use_nats(&mut self, url: &str) -> Result<()> {
+        let server = url.parse().context("read nats-server's URL")?;
+        let broker = BrokerSettings { servers: vec![server], ..BrokerSettings::default() };
+        self.ingest.common.broker = broker.clone();
+        self.worker.common.broker = broker;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn nothing_has_to_be_set() {
+        let empty = some(" ");
+        for gitea_url in [None, empty] {
+            let mut args = UpArgs::default();
+            args.common.own.gitea_url = gitea_url;
+            let config = args.check().expect("defaults");
+            assert_eq!(config.ingest.common.gitea_url, "http://localhost:3000");
+            assert_eq!(config.worker.common.gitea_url, "http://localhost:3000");
+            assert_eq!(config.own_nats_port, Some(4222));
+            assert_eq!(config.data_dir, Path::new("data"));
+            assert!(!config.secret_is_given);
+        }
+    }
+
+    #[test]
+    fn what_is_given_is_used() {
+        let mut args = UpArgs {
+            ingest: IngestArgs {
+                gitea_webhook_secret: some("s"),
+                data_dir: some("/d"),
+                ..IngestArgs::default()
+            },
+            ..UpArgs::default()
+        };
+        args.common.broker.nats_url = some("nats://n:1");
+        let config = args.check().expect("good");
+        assert_eq!((config.own_nats_port, config.secret_is_given), (None, true));
+        assert_eq!((config.ingest.secret.expose(), config.secret_file), (&b"s"[..], None));
+        assert_eq!(config.data_dir, Path::new("/d"));
+        assert_eq!(config.ingest.journal.dir, Path::new("/d"));
+    }
+
+    #[test]
+    fn settings_of_a_nats_that_is_not_named_are_told_with_all_else_that_is_wrong() {
+        let mut args = UpArgs { nats_port: some("70000"), ..UpArgs::default() };
+        args.common.broker.nats_creds_file = some("x.creds");
+        args.common.streams.stream_replicas = some("3");
+        args.common.telemetry.log_level = some("loud");
+        let line = args.check().expect_err("four are wrong").to_string();
+        for name in ["NATS_CREDS_FILE", "STREAM_REPLICAS", "LOG_LEVEL", "NATS_PORT"] {
+            assert!(line.contains(name), "{name} is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn the_secret_comes_from_the_data_directory() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("webhook-secret");
+        std::fs::write(&file, "abc\n").expect("write");
+        let mut config = UpArgs::default().check().expect("defaults");
+        config.use_secret_file(&file).expect("secret");
+        assert_eq!(config.ingest.secret.expose(), b"abc");
+        assert_eq!(config.secret_file, Some(file));
+        config.use_nats("nats://127.0.0.1:5").expect("url");
+        assert_eq!(config.worker.common.broker.servers[0].port(), 5);
+    }
+}

@@ -1,0 +1,137 @@
+//! `coordinator up`: nats-server, ingest and worker on this machine, started
+//! and stopped together.
+
+use std::{path::Path, sync::Mutex, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use futures::future::BoxFuture;
+use ingest::Ingest;
+use service::{
+    operator::{HealthCheck, probe::reachable},
+    role::{self, Role},
+    tasks::Ended,
+};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+use worker::Worker;
+
+pub(crate) use super::settings::UpArgs;
+use super::{
+    banner::Banner,
+    data_dir::{DataDir, Instance},
+    nats_server::{self, NatsServer, NatsServerOptions, find_or_fetch},
+};
+use crate::{CRATES, commands::connect::public_url};
+
+/// How long a start waits for nats-server to read its store. Deliveries are
+/// kept without it, so nobody else has to wait any longer.
+const NATS_READY_WAIT: Duration = Duration::from_millis(700);
+/// The same where its port is not known before.
+const NATS_PORT_WAIT: Duration = Duration::from_secs(30);
+
+/// Runs everything until a signal, on a runtime of its own.
+pub(crate) fn main(args: &UpArgs) -> Result<()> {
+    let mut settings = args.check()?;
+    let data = DataDir::open(&settings.data_dir)?;
+    if !settings.secret_is_given {
+        settings.use_secret_file(&data.secret_file()?)?;
+    }
+    let common = settings.ingest.common.clone();
+    let instance = Mutex::new(None);
+    let start = async |host: &_| {
+        let mut settings = settings.clone();
+        let mut roles: Vec<Box<dyn Role>> = Vec::new();
+        if let Some(port) = settings.own_nats_port {
+            let nats = start_nats(port, data.path()).await?;
+            settings.use_nats(&nats.url())?;
+            roles.push(Box::new(OwnNats(nats)));
+        }
+        let ingest = match Ingest::start(&settings.ingest, host).await {
+            Ok(ingest) => ingest,
+            Err(error) => {
+                stop(roles).await?;
+                return Err(error);
+            }
+        };
+        let running = Instance {
+            webhook_url: format!("http://{}/webhook/gitea", reachable(ingest.address())),
+            operator_url: String::new(),
+            nats_url: public_url(&settings.ingest.common.broker),
+            secret_file: settings.secret_file.clone(),
+            pid: std::process::id(),
+        };
+        if let Ok(mut instance) = instance.lock() {
+            *instance = Some(running);
+        }
+        roles.push(Box::new(ingest));
+        roles.push(Box::new(Worker::start(&settings.worker, host).await?));
+        Ok(roles)
+    };
+    let result = role::run("local", CRATES, &common, start, async |operator, format| {
+        let instance = instance.lock().ok().and_then(|mut instance| instance.take());
+        let mut instance = instance.context("nothing was started")?;
+        instance.operator_url = format!("http://{}", reachable(operator));
+        instance.write(data.path()).await?;
+        Banner { instance: &instance, settings: &settings, data_dir: data.path() }.show(format);
+        Ok(())
+    });
+    Instance::remove(data.path()).and(result)
+}
+
+async fn stop(roles: Vec<Box<dyn Role>>) -> Result<()> {
+    for role in roles.into_iter().rev() {
+        role.drain().await?;
+    }
+    Ok(())
+}
+
+/// The nats-server of this machine, started first and stopped last.
+struct OwnNats(NatsServer);
+
+impl Role for OwnNats {
+    fn health(&self) -> Option<HealthCheck> {
+        None
+    }
+
+    fn ended(&mut self) -> BoxFuture<'_, Ended> {
+        Box::pin(async {
+            let log = self.0.log_file().display().to_string();
+            match self.0.ended().await {
+                Ok(status) => error!(%status, log, "nats-server died"),
+                Err(error) => error!(%error, log, "cannot wait for nats-server"),
+            }
+            Ended::Returned("nats-server")
+        })
+    }
+
+    fn drain(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move { self.0.stop().await.context("stop nats-server") })
+    }
+}
+
+/// Must stay on the main thread: see [`NatsServer::start`].
+async fn start_nats(port: u16, dir: &Path) -> Result<NatsServer> {
+    let binary = find_or_fetch(|notice| info!("{notice}")).await?;
+    let launcher = std::env::current_exe().context("find our own executable")?;
+    let options = NatsServerOptions { binary, dir: dir.to_owned(), port, launcher: Some(launcher) };
+    let mut nats = NatsServer::start(&options).await.map_err(explain_nats)?;
+    let wait = if port == 0 { NATS_PORT_WAIT } else { NATS_READY_WAIT };
+    match timeout(wait, nats.ready()).await {
+        Ok(ready) => ready.map_err(explain_nats)?,
+        Err(_) if port == 0 => bail!("nats-server is not ready after {} s", wait.as_secs()),
+        Err(_) => warn!("nats-server is still reading its store; deliveries are kept meanwhile"),
+    }
+    Ok(nats)
+}
+
+fn explain_nats(error: nats_server::StartError) -> anyhow::Error {
+    let taken = matches!(error, nats_server::StartError::PortTaken(_));
+    let error = anyhow::Error::new(error);
+    if taken {
+        anyhow!(
+            "{error}; set NATS_PORT (--nats-port) to another, or NATS_URL to use the server that is there"
+        )
+    } else {
+        error
+    }
+}

@@ -1,0 +1,87 @@
+//! The headers of a delivery, read once.
+
+use std::str::FromStr;
+
+use axum::http::{HeaderMap, header};
+use uuid::Uuid;
+
+use super::signature::{self, SignatureError};
+
+/// The two content types of Gitea's webhooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContentType {
+    /// The body is the JSON text.
+    Json,
+    /// The body is `payload=<urlencoded JSON text>`; what is signed is the decoded text.
+    Form,
+}
+
+impl ContentType {
+    /// Parameters (a charset, say) are passed over.
+    fn of(value: &str) -> Option<Self> {
+        match value.split(';').next().unwrap_or_default().trim() {
+            json if json.eq_ignore_ascii_case("application/json") => Some(Self::Json),
+            form if form.eq_ignore_ascii_case("application/x-www-form-urlencoded") => {
+                Some(Self::Form)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the head of a delivery says. Nothing of it is signed.
+#[derive(Clone, Debug)]
+pub(crate) struct Headers {
+    /// An id that is no UUID is replaced, so that every delivery has one that can be found.
+    pub(crate) delivery_id: Uuid,
+    /// Gitea's name of the event's family.
+    pub(crate) event: Option<String>,
+    /// What the hook hangs on. Newer Gitea only.
+    pub(crate) hook: Option<String>,
+    /// None if it is another one.
+    pub(crate) content_type: Option<ContentType>,
+    pub(crate) signature: Result<[u8; 32], SignatureError>,
+    pub(crate) content_length: Option<usize>,
+    /// The client waits to be asked for the body.
+    pub(crate) expects: bool,
+}
+
+impl Headers {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let first = |names: [&str; 3]| names.into_iter().find_map(text);
+        let delivery_id = first(["x-gitea-delivery", "x-forgejo-delivery", "x-gogs-delivery"])
+            .filter(|id| id.len() == uuid::fmt::Hyphenated::LENGTH)
+            .and_then(|id| Uuid::from_str(id).ok())
+            .filter(|id| !id.is_nil());
+        Self {
+            delivery_id: delivery_id.unwrap_or_else(Uuid::new_v4),
+            // The X-GitHub-* twins are Gitea's too, but they name other things.
+            event: first(["x-gitea-event", "x-forgejo-event", "x-gogs-event"]).map(str::to_owned),
+            hook: text("x-gitea-hook-installation-target-type").map(str::to_owned),
+            content_type: text(header::CONTENT_TYPE.as_str()).and_then(ContentType::of),
+            signature: signature::claimed(headers),
+            content_length: text(header::CONTENT_LENGTH.as_str()).and_then(|n| n.parse().ok()),
+            expects: headers.contains_key(header::EXPECT),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_types_of_gitea_are_taken_and_others_are_not() {
+        for (value, expected) in [
+            ("application/json", Some(ContentType::Json)),
+            ("Application/JSON; charset=utf-8", Some(ContentType::Json)),
+            ("application/x-www-form-urlencoded", Some(ContentType::Form)),
+            ("text/plain", None),
+            ("application/jsonx", None),
+            ("", None),
+        ] {
+            assert_eq!(ContentType::of(value), expected, "{value:?}");
+        }
+    }
+}

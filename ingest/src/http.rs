@@ -1,0 +1,6 @@
+//! The webhook over HTTP: a request from its head to its answer.
+
+pub(crate) mod body;
+mod receiving;
+pub(crate) mod reply;
+pub(crate) mod webhook;

@@ -1,0 +1,181 @@
+//! What is known of a delivery while it is received, and the one line and the
+//! one count that report its fate.
+
+use std::{sync::Arc, time::Instant};
+
+use contract::{
+    event::{Action, IssueEvent},
+    traceparent::trace_id_text,
+};
+use service::telemetry::trace::{self, TRACES_ONLY};
+use tracing::{Instrument, Span, field, info, info_span, record_all};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
+
+use super::{
+    reply::{Fate, Refusal},
+    webhook::WEBHOOK,
+};
+use crate::{instruments::Instruments, journal::Appending};
+
+/// A delivery that is being received.
+///
+/// Architecture invariant: what became of a delivery is always reported, once, whoever still
+/// listens. A sender that hangs up drops this; if its delivery waits for the journal, a task
+/// waits on in its place.
+pub(super) struct Receiving {
+    delivery_id: Uuid,
+    /// Gitea's name of the event.
+    event: Option<String>,
+    /// Known once the payload is parsed, and is an issue's.
+    about: Option<About>,
+    waits: Option<Appending>,
+    instruments: Arc<Instruments>,
+    started: Instant,
+    reported: bool,
+}
+
+struct About {
+    action: Action,
+    repository: String,
+    issue_ref: String,
+}
+
+impl Receiving {
+    pub(super) fn new(
+        delivery_id: Uuid,
+        event: Option<String>,
+        instruments: Arc<Instruments>,
+    ) -> Self {
+        let started = Instant::now();
+        Self { delivery_id, event, about: None, waits: None, instruments, started, reported: false }
+    }
+
+    /// The span of the request, root of the delivery's trace. An inbound
+    /// `traceparent` is passed over: anybody can send one here.
+    pub(super) fn span(&self) -> Span {
+        let span = info_span!(
+            target: TRACES_ONLY,
+            parent: None,
+            "POST /webhook/gitea",
+            otel.kind = "server",
+            otel.status_code = field::Empty,
+            error.r#type = field::Empty,
+            gitea.delivery.id = %self.delivery_id,
+            gitea.event = self.event,
+            gitea.action = field::Empty,
+            gitea.repository = field::Empty,
+            gitea.issue.ref = field::Empty,
+        );
+        if span.is_disabled() {
+            return span;
+        }
+        trace::make_root(&span, self.delivery_id);
+        span.set_attribute("http.request.method", "POST");
+        span.set_attribute("http.route", WEBHOOK);
+        span.set_attribute("url.path", WEBHOOK);
+        span
+    }
+
+    /// Takes what the event says, and puts it on the span.
+    pub(super) fn learn(&mut self, event: &IssueEvent) {
+        let (action, repository) = (event.action.clone(), event.repository.full_name());
+        let issue_ref = event.issue_ref();
+        let span = Span::current();
+        if !span.is_disabled() {
+            record_all!(
+                span,
+                gitea.action = action.as_str(),
+                gitea.repository = repository,
+                gitea.issue.ref = issue_ref,
+            );
+            trace::describe_repository(&span, &event.repository);
+        }
+        self.about = Some(About { action, repository, issue_ref });
+    }
+
+    /// Waits until the delivery is on disk.
+    pub(super) async fn kept(&mut self, appending: Appending) -> Fate {
+        let fate = fate(self.waits.insert(appending).await);
+        self.waits = None;
+        fate
+    }
+
+    /// Reports the fate: one line, one count. The line is whole without the span, which is there
+    /// only where traces are exported.
+    pub(super) fn report(&mut self, fate: &Fate) {
+        self.report_to(fate, true);
+    }
+
+    fn report_to(&mut self, fate: &Fate, somebody: bool) {
+        self.reported = true;
+        let (outcome, status) = (fate.outcome(), fate.status());
+        let span = Span::current();
+        if !span.is_disabled() {
+            span.set_attribute("http.response.status_code", i64::from(status.as_u16()));
+            // A 4xx is the client's error, not the span's.
+            if status.is_server_error() {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", outcome);
+            }
+        }
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.instruments.answered(outcome, status.as_u16(), seconds);
+        let about = self.about.as_ref();
+        macro_rules! line {
+            ($message:literal $(, $name:ident = $value:expr)?) => {
+                info!(
+                    gitea.delivery.id = %self.delivery_id,
+                    trace_id = trace_id_text(self.delivery_id),
+                    gitea.event = self.event,
+                    gitea.action = about.map(|about| about.action.as_str()),
+                    gitea.repository = about.map(|about| &about.repository),
+                    gitea.issue.ref = about.map(|about| &about.issue_ref),
+                    outcome,
+                    status = status.as_u16(),
+                    hung_up = (!somebody).then_some(true),
+                    $($name = $value,)?
+                    $message
+                )
+            };
+        }
+        match fate {
+            Fate::Accepted | Fate::Duplicate => line!("delivery accepted"),
+            Fate::Ignored(_) => line!("delivery ignored"),
+            Fate::Refused(refusal) => line!("delivery refused", field = refusal.field()),
+        }
+    }
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if self.reported {
+            return;
+        }
+        self.reported = true;
+        let mut orphan = Self {
+            delivery_id: self.delivery_id,
+            event: self.event.take(),
+            about: self.about.take(),
+            waits: None,
+            instruments: Arc::clone(&self.instruments),
+            started: self.started,
+            reported: false,
+        };
+        match self.waits.take() {
+            None => orphan.report_to(&Fate::Refused(Refusal::HungUp), false),
+            Some(appending) => {
+                let waiting = async move { orphan.report_to(&fate(appending.await), false) };
+                tokio::spawn(waiting.instrument(Span::current()));
+            }
+        }
+    }
+}
+
+fn fate(appended: Result<crate::journal::Kept, crate::journal::AppendError>) -> Fate {
+    match appended {
+        Ok(crate::journal::Kept::New) => Fate::Accepted,
+        Ok(crate::journal::Kept::Before) => Fate::Duplicate,
+        Err(error) => Fate::Refused(Refusal::Journal(error)),
+    }
+}

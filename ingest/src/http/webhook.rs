@@ -1,0 +1,176 @@
+//! `POST /webhook/gitea`: head, body, signature, payload, journal, answer.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+    routing::{get, post},
+};
+use contract::timestamp::Timestamp;
+use service::{
+    operator::{self, HealthCheck},
+    telemetry::trace::{self, TRACES_ONLY},
+};
+use sha2::{Digest, Sha256};
+use tracing::{Instrument, Span, info_span};
+
+use super::{
+    body::{Bodies, HeldBody},
+    receiving::Receiving,
+    reply::{self, Fate, Refusal},
+};
+use crate::{
+    delivery::Delivery,
+    gitea::{
+        headers::{ContentType, Headers},
+        payload::{self, Parsed},
+        signature::Verifier,
+    },
+    instruments::Instruments,
+    journal::{Journal, NewEntry, Packed},
+    large::{LARGE_BODY_BYTES, LargeBodies},
+    settings::IngestSettings,
+};
+
+/// Where Gitea posts to.
+pub(crate) const WEBHOOK: &str = "/webhook/gitea";
+
+/// What a request needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Webhook {
+    bodies: Bodies,
+    verifier: Arc<Verifier>,
+    large_bodies: LargeBodies,
+    journal: Journal,
+    instruments: Arc<Instruments>,
+}
+
+impl Webhook {
+    pub(crate) fn new(
+        settings: &IngestSettings,
+        large_bodies: LargeBodies,
+        journal: Journal,
+        instruments: Arc<Instruments>,
+    ) -> Self {
+        Self {
+            bodies: Bodies::new(&settings.bodies),
+            verifier: Arc::new(Verifier::new(&settings.secret, settings.previous_secret.as_ref())),
+            large_bodies,
+            journal,
+            instruments,
+        }
+    }
+
+    /// All that is served on the webhook's port. `GET /health` is there for those who cannot
+    /// reach the operator's listener, as in the first version of this service.
+    pub(crate) fn router(self, health: HealthCheck) -> Router {
+        let health = get(async move || operator::answer(std::slice::from_ref(&health)));
+        Router::new()
+            .route(WEBHOOK, post(webhook))
+            .with_state(self)
+            .route("/health", health)
+            .fallback(reply::not_found)
+            .method_not_allowed_fallback(reply::method_not_allowed)
+    }
+}
+
+async fn webhook(State(webhook): State<Webhook>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let headers = Headers::of(&head.headers);
+    let (delivery_id, event) = (headers.delivery_id, headers.event.clone());
+    let mut receiving = Receiving::new(delivery_id, event, Arc::clone(&webhook.instruments));
+    let span = receiving.span();
+    async {
+        let received = webhook.receive(&mut receiving, headers, body).await;
+        let fate = received.unwrap_or_else(Fate::Refused);
+        receiving.report(&fate);
+        fate.into_response(delivery_id)
+    }
+    .instrument(span)
+    .await
+}
+
+impl Webhook {
+    async fn receive(
+        &self,
+        receiving: &mut Receiving,
+        headers: Headers,
+        body: Body,
+    ) -> Result<Fate, Refusal> {
+        // Who claims nothing needs no body read.
+        if let Err(refusal) = claim(&headers) {
+            self.bodies.discard(&headers, body);
+            return Err(refusal);
+        }
+        let body = self.bodies.read(&headers, body).await.map_err(Refusal::Body)?;
+        let received_at = Timestamp::now();
+        let entry = match self.verify_and_parse(headers, body, received_at).await? {
+            Ok(entry) => entry,
+            Err(ignored) => return Ok(ignored),
+        };
+        receiving.learn(&entry.event);
+        let waiting = journal_span(&entry);
+        let appending = self.journal.append(entry).map_err(Refusal::Journal)?;
+        Ok(receiving.kept(appending).instrument(waiting).await)
+    }
+
+    /// Verification comes before parsing. Large bodies have a thread of their own.
+    async fn verify_and_parse(
+        &self,
+        headers: Headers,
+        body: HeldBody,
+        received_at: Timestamp,
+    ) -> Result<Result<NewEntry, Fate>, Refusal> {
+        let traceparent = trace::of_delivery(&Span::current(), headers.delivery_id);
+        let large = body.bytes.len() >= LARGE_BODY_BYTES;
+        let (verifier, instruments) = (Arc::clone(&self.verifier), Arc::clone(&self.instruments));
+        let work = move || {
+            let (content_type, signature) = claim(&headers)?;
+            let verified = verifier
+                .verify(content_type, &signature, body.bytes.freeze())
+                .map_err(Refusal::Signature)?;
+            instruments.signature_matched(verified.secret_used());
+            let family = payload::family(headers.event.as_deref()).map_err(Refusal::Payload)?;
+            let family = match family {
+                Ok(family) => family,
+                Err(reason) => return Ok(Err(Fate::Ignored(reason))),
+            };
+            let body_sha256 = Sha256::digest(verified.text()).into();
+            let Headers { delivery_id: id, hook, .. } = headers;
+            let delivery = Delivery { id, family, received_at, hook, body_sha256 };
+            Ok(match payload::parse(&verified, &delivery).map_err(Refusal::Payload)? {
+                Parsed::Ignored(reason) => Err(Fate::Ignored(reason)),
+                Parsed::Event(event) => {
+                    let packed = Packed::new(verified.text());
+                    Ok(NewEntry { delivery, traceparent, packed, event, _memory: body.memory })
+                }
+            })
+        };
+        if large {
+            self.large_bodies.run(work).await.unwrap_or(Err(Refusal::Interrupted))
+        } else {
+            work()
+        }
+    }
+}
+
+/// What the head of a delivery claims of its body.
+fn claim(headers: &Headers) -> Result<(ContentType, [u8; 32]), Refusal> {
+    let content_type = headers.content_type.ok_or(Refusal::ContentType)?;
+    Ok((content_type, headers.signature.map_err(Refusal::Signature)?))
+}
+
+/// The span of the wait for the journal. No log line stands in it, so it is there for traces alone.
+fn journal_span(entry: &NewEntry) -> Span {
+    if !trace::is_sampled(&Span::current()) {
+        return Span::none();
+    }
+    let span = info_span!(target: TRACES_ONLY, "journal", otel.kind = "internal");
+    let event = &entry.event;
+    let (action, repository) = (event.action.as_str(), &event.repository);
+    trace::describe(&span, &event.delivery.id, action, repository, event.issue.number);
+    span
+}

@@ -1,0 +1,257 @@
+//! The journal's window: which entries may be offered to the broker, which are
+//! confirmed, which are set aside, and which may be cleared away.
+//!
+//! Architecture invariants:
+//! - An entry is *settled* once the broker has confirmed it or it is set aside on disk. The
+//!   low-water mark is the sequence up to which all are settled. Only settled entries are cleared.
+//! - A settled entry is offered again only while the broker surely remembers its message id:
+//!   for the retention, which is smaller than the dedup window, with room for clocks. That is a
+//!   rule of reading, and holds whatever the file still contains.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use contract::timestamp::Timestamp;
+use rusqlite::{Connection, Transaction};
+
+/// The longest time for which what is confirmed may be offered again to a stream with this dedup
+/// window: a 25th of the window is room for clocks that are set, and for the way to the broker.
+pub(crate) fn longest_offer(dedup_window: Duration) -> Duration {
+    dedup_window - dedup_window / 25
+}
+
+/// What is settled, in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Window(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Sequences that were offered and are not settled.
+    open: BTreeSet<i64>,
+    /// Highest sequence that was offered. All below it were.
+    offered: i64,
+    /// The low-water mark as it was written last.
+    marked: i64,
+    /// The earliest time, in microseconds since 1970, at which the broker may have stored an
+    /// entry that was confirmed since.
+    stored_since_mark: Option<i64>,
+    set_aside: u64,
+}
+
+/// A low-water mark to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    through: i64,
+    stored_at: i64,
+}
+
+impl Window {
+    /// Takes up the window where the file says that it is.
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let number = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0));
+        let marked = number("SELECT coalesce(max(through_seq), 0) FROM published")?;
+        let set_aside = number("SELECT count(*) FROM set_aside")?.unsigned_abs();
+        Ok(Self(Mutex::new(State { offered: marked, marked, set_aside, ..State::default() })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that an entry is offered; sequences rise, but for those offered again. Returns
+    /// whether it was unsettled, as far as this journal knows.
+    pub(crate) fn offer(&self, seq: i64) -> bool {
+        let mut state = self.state();
+        if seq > state.offered {
+            state.open.insert(seq);
+            state.offered = seq;
+        }
+        state.open.contains(&seq)
+    }
+
+    /// Notes that the broker has confirmed an entry. `stored_at` is not later than the time at
+    /// which it can have stored it.
+    pub(crate) fn confirm(&self, seq: i64, stored_at: Timestamp) {
+        let mut state = self.state();
+        if state.open.remove(&seq) {
+            let stored_at = stored_at.unix_micros();
+            let earliest = state.stored_since_mark.get_or_insert(stored_at);
+            *earliest = stored_at.min(*earliest);
+        }
+    }
+
+    /// Entries up to this one are settled.
+    pub(crate) fn low_water_mark(&self) -> i64 {
+        let state = self.state();
+        state.open.first().map_or(state.offered, |seq| seq - 1)
+    }
+
+    /// Entries that no broker takes, kept for ever.
+    pub(crate) fn set_aside(&self) -> u64 {
+        self.state().set_aside
+    }
+
+    /// The mark to be written, if there is a new one.
+    pub(super) fn next_mark(&self, now: Timestamp) -> Option<Mark> {
+        let through = self.low_water_mark();
+        let state = self.state();
+        let stored_at = state.stored_since_mark.unwrap_or(now.unix_micros());
+        (through > state.marked).then_some(Mark { through, stored_at })
+    }
+
+    /// Notes what a committed transaction wrote.
+    pub(super) fn committed(&self, mark: Option<Mark>, set_aside: &[i64]) {
+        let mut state = self.state();
+        if let Some(mark) = mark {
+            state.marked = mark.through;
+            // What was confirmed above the mark counts for the next one.
+            if state.offered - mark.through == state.open.len() as i64 {
+                state.stored_since_mark = None;
+            }
+        }
+        for seq in set_aside {
+            state.open.remove(seq);
+            state.set_aside += 1;
+        }
+    }
+}
+
+/// Writes a mark.
+pub(super) fn write_mark(transaction: &Transaction<'_>, mark: Mark) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO published VALUES (?1, ?2)")?
+        .execute((mark.through, mark.stored_at))?;
+    Ok(())
+}
+
+/// Sets an entry aside: it is never offered again, and never cleared.
+pub(super) fn set_aside(
+    transaction: &Transaction<'_>,
+    seq: i64,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO set_aside VALUES (?1, ?2, ?3)")?
+        .execute((seq, reason, now.unix_micros()))?;
+    Ok(())
+}
+
+/// Settled entries up to this one are older than `age`: they are not offered again.
+pub(super) fn settled_before(
+    connection: &Connection,
+    now: Timestamp,
+    age: Duration,
+) -> rusqlite::Result<i64> {
+    let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+    let before = now.unix_micros().saturating_sub(age);
+    connection
+        .prepare_cached("SELECT coalesce(max(through_seq), 0) FROM published WHERE at < ?1")?
+        .query_row((before,), |row| row.get(0))
+}
+
+/// Clears settled entries up to `through`: the oldest first, at most `limit`. Returns their
+/// sequences.
+pub(super) fn clear(
+    transaction: &Transaction<'_>,
+    through: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<i64>> {
+    let oldest = transaction
+        .prepare_cached(
+            "SELECT seq FROM deliveries
+             WHERE seq <= ?1 AND seq NOT IN (SELECT seq FROM set_aside)
+             ORDER BY seq LIMIT ?2",
+        )?
+        .query_map((through, limit as i64), |row| row.get(0))?
+        .collect::<rusqlite::Result<Vec<i64>>>()?;
+    if let Some(last) = oldest.last() {
+        for sql in [
+            "DELETE FROM deliveries WHERE seq <= ?1 AND seq NOT IN (SELECT seq FROM set_aside)",
+            "DELETE FROM bodies WHERE seq <= ?1 AND seq NOT IN (SELECT seq FROM set_aside)",
+        ] {
+            transaction.prepare_cached(sql)?.execute((last,))?;
+        }
+    }
+    Ok(oldest)
+}
+
+/// Forgets marks below those that say anything: the newest mark before `through` stays.
+pub(super) fn forget_marks(transaction: &Transaction<'_>, through: i64) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM published WHERE through_seq < ?1")?
+        .execute((through,))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: i64) -> Timestamp {
+        Timestamp::from_unix_micros(secs * 1_000_000)
+    }
+
+    fn mark(through: i64, secs: i64) -> Option<Mark> {
+        Some(Mark { through, stored_at: secs * 1_000_000 })
+    }
+
+    #[test]
+    fn the_mark_stops_at_the_first_entry_that_is_not_settled() {
+        let window = Window::default();
+        for seq in 1..=4 {
+            assert!(window.offer(seq));
+        }
+        window.confirm(3, at(50));
+        assert_eq!((window.low_water_mark(), window.next_mark(at(60))), (0, None));
+        window.confirm(1, at(40));
+        assert_eq!((window.low_water_mark(), window.next_mark(at(60))), (1, mark(1, 40)));
+        window.committed(mark(1, 40), &[2]);
+        assert_eq!((window.low_water_mark(), window.set_aside()), (3, 1));
+        window.confirm(4, at(70));
+        assert_eq!(window.low_water_mark(), 4);
+    }
+
+    #[test]
+    fn what_is_offered_again_is_known_to_be_settled() {
+        let window = Window::default();
+        assert!(window.offer(1) && window.offer(2));
+        window.confirm(1, at(1));
+        assert!(!window.offer(1), "settled");
+        assert!(window.offer(2), "offered before, and not settled");
+        window.confirm(1, at(0));
+        assert_eq!(window.next_mark(at(9)), mark(1, 1), "a second confirmation says nothing new");
+    }
+
+    #[test]
+    fn a_mark_is_as_old_as_the_oldest_entry_that_it_covers() {
+        let window = Window::default();
+        for seq in 1..=3 {
+            window.offer(seq);
+        }
+        window.confirm(1, at(30));
+        window.confirm(2, at(20));
+        assert_eq!(window.next_mark(at(60)), mark(2, 20));
+        window.offer(4);
+        window.confirm(4, at(25));
+        window.committed(mark(2, 20), &[]);
+        window.confirm(3, at(50));
+        let next = window.next_mark(at(60)).expect("3 and 4");
+        assert!(next.stored_at <= at(25).unix_micros(), "4 was confirmed before the mark");
+        window.committed(Some(next), &[]);
+        assert_eq!(window.next_mark(at(60)), None);
+        window.offer(5);
+        window.confirm(5, at(70));
+        assert_eq!(window.next_mark(at(80)), mark(5, 70));
+    }
+
+    #[test]
+    fn the_retention_leaves_room_within_the_dedup_window() {
+        for (window, longest) in [(10, 9_600), (90_000, 86_400_000)] {
+            assert_eq!(longest_offer(Duration::from_secs(window)), Duration::from_millis(longest));
+        }
+    }
+}

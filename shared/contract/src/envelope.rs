@@ -1,0 +1,237 @@
+//! Events and changes ⇄ NATS messages: JSON payload, CloudEvents attributes as
+//! `ce-*` headers (binary mode), trace context, message id.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+use crate::{
+    change::{CHANGE_VERSION, Change},
+    event::{EVENT_VERSION, IssueEvent},
+    subject::{self, EventSubject},
+    traceparent::{TRACEPARENT, Traceparent},
+};
+
+/// Header of the message id, by which a stream drops what it has already.
+pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// What CloudEvents asks to be escaped in a header (HTTP binding 1.0.2, section 3.1.3.2).
+const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
+/// Headers of a message, in order. Names are case-sensitive, as they are for NATS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<(Cow<'static, str>, String)>);
+
+impl Headers {
+    /// The first value under `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Adds a value.
+    pub fn push(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) {
+        self.0.push((name.into(), value.into()));
+    }
+
+    /// The trace context, if there is a valid one.
+    pub fn traceparent(&self) -> Option<Traceparent> {
+        self.get(TRACEPARENT)?.parse().ok()
+    }
+
+    /// Their size in a NATS message, in bytes: version line, `name: value` lines, empty line.
+    pub fn wire_bytes(&self) -> usize {
+        let lines = self.0.iter().map(|(name, value)| name.len() + value.len() + 4);
+        "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>()
+    }
+}
+
+/// A message that is ready to be published.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// Where to.
+    pub subject: String,
+    /// Message id, trace context and CloudEvents attributes.
+    pub headers: Headers,
+    /// JSON.
+    pub payload: Vec<u8>,
+}
+
+/// Why a payload could not be read, or a message not be made.
+#[derive(Debug, Error)]
+pub enum EnvelopeError {
+    /// It is not JSON of the expected shape.
+    ///
+    /// Tells where and not what: serde's own text, as a cause, would show values of the payload.
+    #[error("the payload is not of the expected shape (line {}, column {})", .0.line(), .0.column())]
+    Json(serde_json::Error),
+    /// A newer program wrote it.
+    #[error("the payload has version {found}, this program reads up to {known}")]
+    Version {
+        /// What the payload says.
+        found: u32,
+        /// What this program knows.
+        known: u32,
+    },
+    /// A line break in it.
+    #[error("the delivery's id cannot stand in a header")]
+    Id,
+}
+
+impl From<serde_json::Error> for EnvelopeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
+}
+
+impl Envelope {
+    /// Wraps an event. `source` is Gitea's URL.
+    pub fn of_event(
+        event: &IssueEvent,
+        source: &str,
+        traceparent: &Traceparent,
+    ) -> Result<Self, EnvelopeError> {
+        let attributes = CloudEvent {
+            id: &event.delivery.id,
+            source,
+            kind: format!("io.gitea.issue.{}", event.action),
+            subject: event.issue_ref(),
+            time: event.delivery.received_at.to_string(),
+        };
+        attributes.envelope(EventSubject::of(event).to_string(), event, traceparent)
+    }
+
+    /// Wraps a change. `source` is Gitea's URL.
+    pub fn of_change(
+        change: &Change,
+        source: &str,
+        traceparent: &Traceparent,
+    ) -> Result<Self, EnvelopeError> {
+        let attributes = CloudEvent {
+            id: &change.message_id(),
+            source,
+            kind: format!("io.gitea.issue.change.{}", change.kind),
+            subject: format!("{}#{}", change.repository.full_name(), change.issue.number),
+            time: change.cause.received_at.to_string(),
+        };
+        attributes.envelope(subject::of_change(change), change, traceparent)
+    }
+}
+
+/// Attributes of a CloudEvent, <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>.
+struct CloudEvent<'a> {
+    id: &'a str,
+    source: &'a str,
+    kind: String,
+    subject: String,
+    time: String,
+}
+
+impl CloudEvent<'_> {
+    fn envelope(
+        self,
+        subject: String,
+        payload: &impl Serialize,
+        traceparent: &Traceparent,
+    ) -> Result<Envelope, EnvelopeError> {
+        // Anybody who may publish can make up an id, and a line break would end the header.
+        if self.id.contains(['\r', '\n']) {
+            return Err(EnvelopeError::Id);
+        }
+        let escaped = |value| utf8_percent_encode(value, HEADER_VALUE).to_string();
+        let mut headers = Headers(Vec::with_capacity(9));
+        headers.push(MESSAGE_ID, self.id);
+        headers.push("ce-specversion", "1.0");
+        headers.push("ce-id", escaped(self.id));
+        headers.push("ce-source", escaped(self.source));
+        headers.push("ce-type", escaped(&self.kind));
+        headers.push("ce-subject", escaped(&self.subject));
+        headers.push("ce-time", self.time);
+        headers.push("content-type", "application/json");
+        headers.push(TRACEPARENT, traceparent.to_string());
+        Ok(Envelope { subject, headers, payload: serde_json::to_vec(payload)? })
+    }
+}
+
+/// Reads an event's payload.
+pub fn read_event(payload: &[u8]) -> Result<IssueEvent, EnvelopeError> {
+    read(payload, EVENT_VERSION, |event: &IssueEvent| event.version)
+}
+
+/// Reads a change's payload.
+pub fn read_change(payload: &[u8]) -> Result<Change, EnvelopeError> {
+    read(payload, CHANGE_VERSION, |change: &Change| change.version)
+}
+
+fn read<T: DeserializeOwned>(
+    payload: &[u8],
+    known: u32,
+    version: impl Fn(&T) -> u32,
+) -> Result<T, EnvelopeError> {
+    let value: T = serde_json::from_slice(payload)?;
+    match version(&value) {
+        found if found > known => Err(EnvelopeError::Version { found, known }),
+        _ => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{change::ChangeKind, event};
+
+    const PARENT: &str = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
+
+    #[test]
+    fn an_event_reads_back_and_its_headers_are_cloud_events() {
+        let mut event = event::example();
+        event.repository.owner = "a b\r\n漢".into();
+        let parent = PARENT.parse().expect("traceparent");
+        let envelope =
+            Envelope::of_event(&event, "http://localhost:3000", &parent).expect("envelope");
+        let header = |name: &str| envelope.headers.get(name).expect(name).to_string();
+        assert_eq!(header("Nats-Msg-Id"), event.delivery.id);
+        assert_eq!(header("ce-id"), event.delivery.id);
+        assert_eq!(header("ce-type"), "io.gitea.issue.assigned");
+        assert_eq!(header("ce-source"), "http://localhost:3000");
+        assert_eq!(header("ce-subject"), "a%20b%0D%0A%E6%BC%A2/widgets#1");
+        assert_eq!(envelope.headers.traceparent(), Some(parent));
+        assert_eq!(read_event(&envelope.payload).expect("own payload"), event);
+    }
+
+    #[test]
+    fn a_change_reads_back() {
+        let change = Change::from_event(ChangeKind::Closed, &event::example());
+        let parent = PARENT.parse().expect("traceparent");
+        let envelope =
+            Envelope::of_change(&change, "http://localhost:3000", &parent).expect("envelope");
+        assert_eq!(envelope.headers.get("Nats-Msg-Id"), Some(&*change.message_id()));
+        assert_eq!(read_change(&envelope.payload).expect("own payload"), change);
+    }
+
+    #[test]
+    fn a_newer_version_and_nonsense_are_refused() {
+        let mut event = event::example();
+        event.version = EVENT_VERSION + 1;
+        let json = serde_json::to_vec(&event).expect("json");
+        assert!(matches!(read_event(&json), Err(EnvelopeError::Version { found: 2, known: 1 })));
+        assert!(matches!(read_event(b"{}"), Err(EnvelopeError::Json(_))));
+        assert!(Headers::default().traceparent().is_none());
+    }
+
+    #[test]
+    fn an_id_with_a_line_break_is_refused() {
+        let parent = PARENT.parse().expect("traceparent");
+        for id in ["\r", "a\nNats-Expected-Stream: x"] {
+            let mut event = event::example();
+            event.delivery.id = id.into();
+            let change = Change::from_event(ChangeKind::Closed, &event);
+            let refused = [
+                Envelope::of_event(&event, "http://localhost:3000", &parent),
+                Envelope::of_change(&change, "http://localhost:3000", &parent),
+            ];
+            assert!(refused.iter().all(|r| matches!(r, Err(EnvelopeError::Id))), "{id:?}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What a subscriber of Coordinator depends on: typed events and changes, and
+//! how they stand in NATS messages.
+//!
+//! Architecture invariant: this crate does no IO, knows no HTTP and nothing
+//! asynchronous, and depends on no NATS client.
+
+pub mod change;
+pub mod dead_letter;
+pub mod envelope;
+pub mod event;
+pub mod names;
+pub mod subject;
+pub mod timestamp;
+pub mod traceparent;

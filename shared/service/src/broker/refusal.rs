@@ -1,0 +1,82 @@
+//! What an error of a publish means for the message: the one table.
+
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{PublishError, PublishErrorKind},
+};
+
+/// What to do about a publish that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The message is too large for the server or the stream, and always will be.
+    TooLarge,
+    /// The message will never be taken, whatever its size.
+    Never,
+    /// The stream is not there: look for it, create it, and publish again.
+    PrepareAgain,
+    /// The broker cannot take anything now. Also for whatever is unknown.
+    Away,
+}
+
+impl Refusal {
+    /// Sorts an error. Codes are those of nats-server's `server/errors.json`.
+    pub fn of(error: &PublishError) -> Self {
+        match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
+            // No responders: also while the stream's leader is being elected.
+            PublishErrorKind::StreamNotFound => Self::PrepareAgain,
+            PublishErrorKind::Other => of_code(code(error)),
+            _ => Self::Away,
+        }
+    }
+}
+
+fn code(error: &PublishError) -> Option<ErrorCode> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code)
+}
+
+fn of_code(code: Option<ErrorCode>) -> Refusal {
+    match code.map(|code| code.0) {
+        // "message size exceeds maximum allowed", by the stream's max_msg_size.
+        Some(10054) => Refusal::TooLarge,
+        // "header size exceeds maximum allowed of 64k".
+        Some(10097) => Refusal::Never,
+        // "stream not found"; "expected stream does not match": another one took the subject.
+        Some(10059 | 10060) => Refusal::PrepareAgain,
+        // Among them 10077, a limit of the stream or of the account that is reached.
+        _ => Refusal::Away,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_its_meaning_and_an_unknown_one_means_away() {
+        for (code, refusal) in [
+            (10054, Refusal::TooLarge),
+            (10097, Refusal::Never),
+            (10059, Refusal::PrepareAgain),
+            (10060, Refusal::PrepareAgain),
+            (10077, Refusal::Away),
+            (10023, Refusal::Away),
+            (10047, Refusal::Away),
+            (10109, Refusal::Away),
+            (10999, Refusal::Away),
+        ] {
+            assert_eq!(of_code(Some(ErrorCode(code))), refusal, "{code}");
+        }
+        assert_eq!(of_code(None), Refusal::Away);
+        for (kind, refusal) in [
+            (PublishErrorKind::MaxPayloadExceeded, Refusal::TooLarge),
+            (PublishErrorKind::StreamNotFound, Refusal::PrepareAgain),
+            (PublishErrorKind::TimedOut, Refusal::Away),
+            (PublishErrorKind::BrokenPipe, Refusal::Away),
+            (PublishErrorKind::Other, Refusal::Away),
+        ] {
+            assert_eq!(Refusal::of(&PublishError::new(kind)), refusal);
+        }
+    }
+}

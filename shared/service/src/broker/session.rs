@@ -1,0 +1,222 @@
+//! One connection to NATS, from its first word to its last.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, ConnectOptions, Event, ReconnectToServer, ServerAddr, ServerError, Subscriber,
+    connection::State, jetstream,
+};
+use futures::StreamExt;
+use percent_encoding::percent_decode_str;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::BrokerSettings;
+
+/// How often a silent connection is asked whether it still stands. After three
+/// times without an answer it is over.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an answer of the broker (a PubAck, an API call) may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// No server has this address.
+const NOWHERE: &str = "nats://127.0.0.1:0";
+
+/// One connection. Once it is gone, nothing more goes out by way of it, also
+/// not what was said before that was noticed.
+///
+/// That is the point: a client that reconnects by itself sends what still waits
+/// to whoever answers then. A broker that lost the tail of its store, or was
+/// restored, is another one in all but its name, and must not be told what
+/// follows from what the former one said.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The plain client.
+    pub client: Client,
+    /// Its JetStream side.
+    pub jetstream: jetstream::Context,
+    number: u64,
+    ended: CancellationToken,
+}
+
+/// When and what the broker last denied our user.
+pub(super) type LastDenial = Arc<Mutex<Option<(Instant, String)>>>;
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub(super) enum SessionError {
+    #[error("read the NATS credentials file")]
+    Credentials(#[source] std::io::Error),
+    #[error("read an address")]
+    Address(#[source] std::io::Error),
+    #[error(transparent)]
+    Connect(#[from] async_nats::ConnectError),
+    #[error("subscribe to a reply subject")]
+    Subscribe(#[from] async_nats::SubscribeError),
+}
+
+impl Session {
+    /// Connects to `server`, once. The subscription ends with the connection; it is for
+    /// [`Session::until_end`].
+    pub(super) async fn connect(
+        settings: &BrokerSettings,
+        server: &ServerAddr,
+        name: &str,
+        number: u64,
+        denials: &LastDenial,
+    ) -> Result<(Self, Subscriber), SessionError> {
+        let nowhere: ServerAddr = NOWHERE.parse().map_err(SessionError::Address)?;
+        let (first, leads) = (AtomicBool::new(true), [server.clone(), nowhere]);
+        let pool = leads.clone();
+        let denials = Arc::clone(denials);
+        let client = options(settings)
+            .await?
+            .name(name)
+            .connection_timeout(REQUEST_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            // There is no option for "never again". So the client has one attempt, and an address
+            // to spend it on.
+            .ignore_discovered_servers()
+            .max_reconnects(1)
+            .reconnect_to_server_callback(move |_, _| {
+                let addr = leads[usize::from(!first.swap(false, Ordering::Relaxed))].clone();
+                async move { Some(ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
+            })
+            .event_callback(move |event| {
+                log(&event);
+                if let (Some(denial), Ok(mut last)) = (denial(&event), denials.lock()) {
+                    *last = Some((Instant::now(), denial));
+                }
+                async {}
+            })
+            .connect(pool.as_slice())
+            .await?;
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
+            .build(client.clone());
+        let end = client.subscribe(client.new_inbox()).await?;
+        Ok((Self { client, jetstream, number, ended: CancellationToken::new() }, end))
+    }
+
+    /// Its place among those of its broker, from 1.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns once the connection is gone.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Whether the connection is gone, as far as is known.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_cancelled() || self.client.connection_state() != State::Connected
+    }
+
+    /// Largest payload and headers, in bytes, that the server takes.
+    pub fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// Ends the session of all that hold it, once `end` says that the connection is gone.
+    pub(super) async fn until_end(&self, mut end: Subscriber) {
+        while end.next().await.is_some() {}
+        self.ended.cancel();
+    }
+}
+
+/// Who we are, and whom we trust.
+async fn options(settings: &BrokerSettings) -> Result<ConnectOptions, SessionError> {
+    let mut options = match &settings.credentials_file {
+        Some(path) => {
+            ConnectOptions::with_credentials_file(path).await.map_err(SessionError::Credentials)?
+        }
+        None => ConnectOptions::new(),
+    };
+    options = match (&settings.user, login_in_url(&settings.servers)) {
+        (Some((user, password)), _) => {
+            options.user_and_password(user.clone(), password.expose_text().into_owned())
+        }
+        (None, Some((user, Some(password)))) => options.user_and_password(user, password),
+        (None, Some((token, None))) => options.token(token),
+        (None, None) => options,
+    };
+    if let Some(path) = &settings.ca_file {
+        options = options.add_root_certificates(path.clone()).require_tls(true);
+    }
+    if let Some((certificate, key)) = &settings.client_certificate {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if let Some(prefix) = &settings.inbox_prefix {
+        options = options.custom_inbox_prefix(prefix);
+    }
+    Ok(options)
+}
+
+/// User and password, or a token alone, of the first URL that holds one. The
+/// client itself takes no notice of them.
+fn login_in_url(servers: &[ServerAddr]) -> Option<(String, Option<String>)> {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    servers
+        .iter()
+        .find_map(|server| Some((decoded(server.username()?), server.password().map(decoded))))
+}
+
+/// What nats-server says about a subject that our user may not use.
+fn denial(event: &Event) -> Option<String> {
+    match event {
+        Event::ServerError(ServerError::Other(text)) => {
+            text.to_ascii_lowercase().starts_with("permissions violation").then(|| text.clone())
+        }
+        _ => None,
+    }
+}
+
+fn log(event: &Event) {
+    if let Some(denial) = denial(event) {
+        return warn!(denial, "NATS denies our user a subject");
+    }
+    match event {
+        // Begin and end are told by whoever keeps the sessions.
+        Event::Connected | Event::Disconnected | Event::Closed | Event::ClientError(_) => {
+            debug!(%event, "NATS client event");
+        }
+        Event::ServerError(error) => warn!(%error, "NATS refused something"),
+        other => warn!(event = %other, "NATS client event"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_is_told_from_other_errors_of_the_server() {
+        let denied = "Permissions Violation for Publish to \"gitea.issues.x\"";
+        for (text, expected) in [(denied, Some(denied.to_owned())), ("Slow Consumer", None)] {
+            let event = Event::ServerError(ServerError::Other(text.to_owned()));
+            assert_eq!(denial(&event), expected);
+        }
+        assert_eq!(denial(&Event::Connected), None);
+    }
+
+    #[test]
+    fn a_url_may_hold_user_and_password_or_a_token() {
+        let some = |text: &str| Some(text.to_owned());
+        for (urls, login) in [
+            (&["nats://h"][..], None),
+            (&["nats://h", "nats://u:p%40%3A@h"], Some(("u".to_owned(), some("p@:")))),
+            (&["nats://t0ken@h"], Some(("t0ken".to_owned(), None))),
+        ] {
+            let servers: Vec<_> = urls.iter().map(|url| url.parse().expect(url)).collect();
+            assert_eq!(login_in_url(&servers), login);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What lives on the broker: names, limits, and how it is created. The one
+//! owner of these facts.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    context::{CreateKeyValueErrorKind, GetStreamErrorKind},
+    kv,
+    stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use contract::{
+    names::{
+        CHANGES, CHANGES_PREFIX, DEAD_LETTERS, DEAD_PREFIX, EVENTS, EVENTS_PREFIX, ISSUE_STATE,
+        PARTITIONS, consumer_name,
+    },
+    subject::partition_filter,
+};
+
+use crate::settings::{Problems, number, secs};
+
+crate::settings! {
+    /// Limits of what is created on the broker.
+    pub struct StreamsArgs => StreamsSettings {
+        stream_replicas: usize = "STREAM_REPLICAS" or "1" = 1, number(1, 5),
+            "Copies that the broker keeps of streams and state: 1, 3 or 5";
+        stream_max_age_secs: Duration = "STREAM_MAX_AGE_SECS" or "1209600, 14 days" = Duration::from_secs(1_209_600), secs(60, u32::MAX.into()),
+            "How long the broker keeps events, changes and dead letters";
+        dedup_window_secs: Duration = "DEDUP_WINDOW_SECS" or "90000, 25 hours" = Duration::from_secs(90_000), secs(10, u32::MAX.into()),
+            "How long the broker remembers message ids; longer than the journal's retention";
+    }
+}
+
+impl StreamsArgs {
+    /// Checks the settings and notes in `problems` what is wrong.
+    pub fn settings(&self, problems: &mut Problems) -> StreamsSettings {
+        let settings = self.check(problems);
+        if settings.dedup_window_secs > settings.stream_max_age_secs {
+            problems.add("DEDUP_WINDOW_SECS is larger than STREAM_MAX_AGE_SECS");
+        }
+        if settings.stream_replicas.is_multiple_of(2) {
+            problems.add("STREAM_REPLICAS is not 1, 3 or 5");
+        }
+        settings
+    }
+}
+
+/// Which operation on the broker failed.
+#[derive(Debug, Error)]
+pub enum StreamsError {
+    /// Looking a stream up.
+    #[error("look up stream {0}")]
+    Get(&'static str, #[source] jetstream::context::GetStreamError),
+    /// Creating a stream.
+    #[error("create stream {0}")]
+    Create(&'static str, #[source] jetstream::context::CreateStreamError),
+    /// Opening the bucket.
+    #[error("open bucket {0}")]
+    Bucket(&'static str, #[source] jetstream::context::KeyValueError),
+    /// Creating the bucket.
+    #[error("create bucket {0}")]
+    CreateBucket(&'static str, #[source] jetstream::context::CreateKeyValueError),
+    /// Looking a consumer up.
+    #[error("look up consumer {0}")]
+    GetConsumer(String, #[source] jetstream::context::ConsumerInfoError),
+    /// Creating or updating a consumer.
+    #[error("create consumer {0}")]
+    Consumer(String, #[source] jetstream::stream::ConsumerError),
+}
+
+/// The stream of events, created if it is not there.
+///
+/// `discard: new` and no size limit: an event that no worker has handled is
+/// never pushed out by a newer one. A broker that is full refuses, the relay
+/// waits, and the journal keeps.
+pub async fn events(
+    js: &jetstream::Context,
+    settings: &StreamsSettings,
+) -> Result<stream::Stream, StreamsError> {
+    ensure(js, stream_config(settings, EVENTS, EVENTS_PREFIX, DiscardPolicy::New)).await
+}
+
+/// The stream of changes, created if it is not there.
+pub async fn changes(
+    js: &jetstream::Context,
+    settings: &StreamsSettings,
+) -> Result<stream::Stream, StreamsError> {
+    ensure(js, stream_config(settings, CHANGES, CHANGES_PREFIX, DiscardPolicy::Old)).await
+}
+
+/// The stream of dead letters, created if it is not there.
+pub async fn dead_letters(
+    js: &jetstream::Context,
+    settings: &StreamsSettings,
+) -> Result<stream::Stream, StreamsError> {
+    ensure(js, stream_config(settings, DEAD_LETTERS, DEAD_PREFIX, DiscardPolicy::New)).await
+}
+
+fn stream_config(
+    settings: &StreamsSettings,
+    name: &'static str,
+    prefix: &str,
+    discard: DiscardPolicy,
+) -> (&'static str, stream::Config) {
+    let stream = stream::Config {
+        name: name.into(),
+        subjects: vec![format!("{prefix}.>")],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard,
+        max_age: settings.stream_max_age_secs,
+        duplicate_window: settings.dedup_window_secs,
+        num_replicas: settings.stream_replicas,
+        allow_direct: true,
+        ..stream::Config::default()
+    };
+    (name, stream)
+}
+
+async fn ensure(
+    js: &jetstream::Context,
+    (name, wanted): (&'static str, stream::Config),
+) -> Result<stream::Stream, StreamsError> {
+    match js.get_stream(name).await {
+        Ok(stream) => {
+            warn_if_different(name, &wanted, &stream.cached_info().config);
+            Ok(stream)
+        }
+        Err(error) if is_missing(&error) => {
+            // Two that start together ask for the same, which the broker takes as one.
+            let stream = js
+                .get_or_create_stream(wanted)
+                .await
+                .map_err(|error| StreamsError::Create(name, error))?;
+            // Whichever delivery came first asked for it, but this is not its story.
+            info!(parent: None, stream = name, "stream created");
+            Ok(stream)
+        }
+        Err(error) => Err(StreamsError::Get(name, error)),
+    }
+}
+
+fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error)
+        if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// An existing stream is the operator's: told, not changed.
+fn warn_if_different(name: &str, wanted: &stream::Config, found: &stream::Config) {
+    let wanted = (wanted.num_replicas, wanted.max_age, wanted.duplicate_window);
+    let found = (found.num_replicas, found.max_age, found.duplicate_window);
+    if wanted != found {
+        warn!(
+            parent: None,
+            stream = name,
+            ?wanted,
+            ?found,
+            "the stream exists with other replicas, max age or dedup window than set; it is left as it is"
+        );
+    }
+}
+
+/// The bucket of issue states, created if it is not there. No age limit: an
+/// issue may rest for years.
+pub async fn issue_state(
+    js: &jetstream::Context,
+    settings: &StreamsSettings,
+) -> Result<kv::Store, StreamsError> {
+    // A look-up that fails for another reason (a leader being elected) must not end in a creation.
+    match js.get_stream(format!("KV_{ISSUE_STATE}")).await {
+        Ok(_) => return open(js).await,
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(StreamsError::Get(ISSUE_STATE, error)),
+    }
+    let created = js
+        .create_key_value(kv::Config {
+            bucket: ISSUE_STATE.into(),
+            description: "What the handlers have been told of each issue".into(),
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: settings.stream_replicas,
+            ..kv::Config::default()
+        })
+        .await;
+    match created {
+        Ok(store) => Ok(store),
+        // Another one was quicker.
+        Err(error) if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
+            open(js).await.map_err(|_| StreamsError::CreateBucket(ISSUE_STATE, error))
+        }
+        Err(error) => Err(StreamsError::CreateBucket(ISSUE_STATE, error)),
+    }
+}
+
+async fn open(js: &jetstream::Context) -> Result<kv::Store, StreamsError> {
+    js.get_key_value(ISSUE_STATE).await.map_err(|error| StreamsError::Bucket(ISSUE_STATE, error))
+}
+
+/// Sees to it that the durable consumer of a partition is there.
+///
+/// One message in flight (`max_ack_pending: 1`) is what keeps the order per
+/// issue, whatever workers come, go or die. One that is there already is only
+/// looked at: a worker's user need not be allowed to create any.
+pub async fn partition_consumer(
+    events: &stream::Stream,
+    settings: &StreamsSettings,
+    ack_wait: Duration,
+    partition: u8,
+) -> Result<(), StreamsError> {
+    let name = consumer_name(partition);
+    match events.consumer_info(&name).await {
+        Ok(info) if info.config.ack_wait == ack_wait => return Ok(()),
+        Ok(_) => {}
+        Err(error) if is_consumer_missing(&error) => {}
+        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
+    }
+    let consumer = pull::Config {
+        durable_name: Some(name.clone()),
+        description: Some(format!("Partition {partition} of {PARTITIONS}, shared by all workers")),
+        filter_subject: partition_filter(partition),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait,
+        max_deliver: -1,
+        max_ack_pending: 1,
+        num_replicas: settings.stream_replicas,
+        ..pull::Config::default()
+    };
+    // Creates it, or sets ack_wait on the one that is there.
+    let created = events.create_consumer(consumer).await;
+    created.map(drop).map_err(|error| StreamsError::Consumer(name, error))
+}
+
+fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
+    matches!(error.kind(), jetstream::context::ConsumerInfoErrorKind::NotFound)
+}
+
+/// Everything: streams, bucket and consumers. For an operator who lets no
+/// service create anything.
+///
+/// `readers` are names of durable consumers of the changes, one for each
+/// subscriber: who may create consumers may have any subject written to.
+pub async fn create_all(
+    js: &jetstream::Context,
+    settings: &StreamsSettings,
+    ack_wait: Duration,
+    readers: &[String],
+) -> Result<(), StreamsError> {
+    let events = events(js, settings).await?;
+    let changes = changes(js, settings).await?;
+    dead_letters(js, settings).await?;
+    issue_state(js, settings).await?;
+    for partition in 0..PARTITIONS {
+        partition_consumer(&events, settings, ack_wait, partition).await?;
+    }
+    for name in readers {
+        let reader = pull::Config {
+            durable_name: Some(name.clone()),
+            ack_policy: AckPolicy::Explicit,
+            num_replicas: settings.stream_replicas,
+            ..pull::Config::default()
+        };
+        // One that is there already may have been made to another taste.
+        let there = changes.get_or_create_consumer(name, reader).await;
+        there.map_err(|error| StreamsError::Consumer(name.clone(), error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_streams_of_a_cluster_are_asked_for_with_its_replicas_and_windows() {
+        let settings = StreamsSettings {
+            stream_replicas: 3,
+            stream_max_age_secs: Duration::from_secs(1000),
+            dedup_window_secs: Duration::from_secs(100),
+        };
+        let (name, stream) = stream_config(&settings, EVENTS, EVENTS_PREFIX, DiscardPolicy::New);
+        assert_eq!((name, stream.name.as_str()), (EVENTS, EVENTS));
+        assert_eq!(stream.subjects, ["gitea.issues.>"]);
+        assert_eq!((stream.num_replicas, stream.max_age), (3, settings.stream_max_age_secs));
+        assert_eq!(stream.duplicate_window, settings.dedup_window_secs);
+    }
+}

@@ -1,0 +1,17 @@
+//! What every role stands on: how its process starts, is configured, observed
+//! and stopped, and how it reaches the broker.
+//!
+//! Architecture invariant: nothing here knows of a particular role, of Gitea's
+//! HTTP or of the file formats of a role.
+
+pub mod backoff;
+pub mod broker;
+pub mod causes;
+pub mod jobs;
+pub mod operator;
+pub mod role;
+pub mod secret;
+pub mod server;
+pub mod settings;
+pub mod tasks;
+pub mod telemetry;

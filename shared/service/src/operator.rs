@@ -1,0 +1,183 @@
+//! The operator's listener of a process: health and metrics of all its roles,
+//! on an address of its own. Who can post webhooks cannot read metrics, and
+//! probes are answered while the webhook's port is under attack.
+
+pub mod probe;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    server::{Limits, Server},
+    settings::{address, port},
+    telemetry::metrics::Metrics,
+};
+
+crate::settings! {
+    /// The operator's listener.
+    pub struct OperatorArgs => OperatorSettings {
+        operator_host: IpAddr = "OPERATOR_HOST" or "127.0.0.1" = Ipv4Addr::LOCALHOST.into(), address,
+            "Address of the operator's listener: health and metrics";
+        operator_port: u16 = "OPERATOR_PORT" or "8001" = 8001, port,
+            "Port of the operator's listener; 0 for any";
+    }
+}
+
+impl OperatorSettings {
+    /// Where to listen.
+    pub fn socket_address(&self) -> SocketAddr {
+        SocketAddr::new(self.operator_host, self.operator_port)
+    }
+}
+
+/// Operators and their tools are few.
+const MAX_CONNECTIONS: usize = 64;
+/// For heads, rest and unread answers alike.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a role is doing.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// In one word.
+    pub status: Status,
+    /// Whether it does its work right now.
+    pub ready: bool,
+    /// What more there is to know, as fields of the answer.
+    pub details: Map<String, Value>,
+}
+
+/// How a role is doing, in one word. The last of several counts for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// All is well.
+    Ok,
+    /// Something is missing that will be made good.
+    Degraded,
+    /// What it is there for it cannot do.
+    Unavailable,
+}
+
+impl Status {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+impl Health {
+    /// `details` is a JSON object, whose fields join those of the answer.
+    pub fn new(status: Status, ready: bool, details: Value) -> Self {
+        let details = if let Value::Object(fields) = details { fields } else { Map::new() };
+        Self { status, ready, details }
+    }
+}
+
+/// Asks a role how it is doing. Must not block.
+pub type HealthCheck = Arc<dyn Fn() -> Health + Send + Sync>;
+
+/// Binds the operator's listener.
+///
+/// # Errors
+/// Those of bind and listen.
+pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
+    let limits = Limits {
+        header_timeout: TIMEOUT,
+        idle_timeout: TIMEOUT,
+        write_timeout: TIMEOUT,
+        max_connections: MAX_CONNECTIONS,
+    };
+    Server::bind(settings.socket_address(), limits).await
+}
+
+/// What is served there.
+pub fn router(metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
+    let checks: Arc<[HealthCheck]> = checks.into();
+    Router::new()
+        .route("/health", get(async |State(checks): State<Arc<[HealthCheck]>>| answer(&checks)))
+        .route("/health/ready", get(ready))
+        .with_state(checks)
+        // Alive whatever the roles do: a restart mends neither journal nor broker.
+        .route("/health/live", get(async || "live\n"))
+        .route("/metrics", get(async move || metrics.render()))
+}
+
+async fn ready(State(checks): State<Arc<[HealthCheck]>>) -> Response {
+    let health = merged(&checks);
+    let code = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(body(health))).into_response()
+}
+
+/// The answer to `GET /health`: 503 only if a role cannot do what it is there for.
+pub fn answer(checks: &[HealthCheck]) -> Response {
+    let health = merged(checks);
+    let code = match health.status {
+        Status::Ok | Status::Degraded => StatusCode::OK,
+        Status::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (code, Json(body(health))).into_response()
+}
+
+fn merged(checks: &[HealthCheck]) -> Health {
+    let mut all = Health { status: Status::Ok, ready: true, details: Map::new() };
+    for health in checks.iter().map(|check| check()) {
+        all.status = all.status.max(health.status);
+        all.ready &= health.ready;
+        all.details.extend(health.details);
+    }
+    all
+}
+
+fn body(health: Health) -> Value {
+    let mut body = json!({
+        "status": health.status.as_str(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "live": true,
+        "ready": health.ready,
+    });
+    if let Value::Object(fields) = &mut body {
+        fields.extend(health.details);
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_of_all_roles_counts_for_the_process() {
+        let check = |status, ready, name: &'static str| -> HealthCheck {
+            Arc::new(move || {
+                let details = Map::from_iter([(name.to_owned(), json!(1))]);
+                Health { status, ready, details }
+            })
+        };
+        let well = check(Status::Ok, true, "a");
+        for (checks, status, code, ready) in [
+            (vec![well.clone()], "ok", 200, true),
+            (vec![well.clone(), check(Status::Degraded, false, "b")], "degraded", 200, false),
+            (vec![check(Status::Unavailable, false, "b"), well], "unavailable", 503, false),
+        ] {
+            assert_eq!(answer(&checks).status().as_u16(), code);
+            let health = body(merged(&checks));
+            assert_eq!((&health["status"], &health["ready"]), (&json!(status), &json!(ready)));
+            assert_eq!(health["a"], 1);
+        }
+    }
+}

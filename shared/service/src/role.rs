@@ -1,0 +1,360 @@
+//! A role of a process, from its settings to its end: telemetry → start →
+//! supervise → drain. This is the only place where a role is run.
+
+use std::{future::pending, io, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use futures::future::{BoxFuture, select_all};
+use opentelemetry::metrics::Meter;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    broker::{
+        BrokerArgs, BrokerSettings,
+        streams::{StreamsArgs, StreamsSettings},
+    },
+    operator::{self, HealthCheck, OperatorArgs, OperatorSettings},
+    server::Server,
+    settings::{Problems, http_url, secs},
+    tasks::{Ended, Tasks},
+    telemetry::{LogFormat, Telemetry, TelemetryArgs, TelemetrySettings, metrics::Metrics},
+};
+
+crate::settings! {
+    /// What is asked of every role.
+    pub struct OwnArgs => OwnSettings {
+        gitea_url: Option<String> = "GITEA_URL", http_url,
+            "URL of Gitea: the source of every event, and where its API is";
+        drain_timeout_secs: Duration = "DRAIN_TIMEOUT_SECS" or "20" = Duration::from_secs(20), secs(1, 3600),
+            "How long each part of stopping may take";
+    }
+}
+
+/// Settings of every role, as given.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[group(skip)]
+#[allow(missing_docs, reason = "each is documented at its type")]
+pub struct CommonArgs {
+    #[command(flatten)]
+    pub own: OwnArgs,
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+    #[command(flatten)]
+    pub streams: StreamsArgs,
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+}
+
+/// Settings of every role, checked.
+#[derive(Clone, Debug)]
+pub struct CommonSettings {
+    /// Gitea's URL without a slash at its end.
+    pub gitea_url: String,
+    /// How long each part of stopping may take.
+    pub drain_timeout: Duration,
+    /// The broker.
+    pub broker: BrokerSettings,
+    /// What is created there.
+    pub streams: StreamsSettings,
+    /// Logs, traces and metrics.
+    pub telemetry: TelemetrySettings,
+    /// The operator's listener.
+    pub operator: OperatorSettings,
+}
+
+impl CommonArgs {
+    /// Checks the settings and notes in `problems` what is wrong.
+    pub fn check(&self, problems: &mut Problems) -> CommonSettings {
+        let own = self.own.check(problems);
+        if crate::settings::text(&self.own.gitea_url).is_none() {
+            problems.add("GITEA_URL is required");
+        }
+        CommonSettings {
+            gitea_url: own.gitea_url.unwrap_or_default(),
+            drain_timeout: own.drain_timeout_secs,
+            broker: self.broker.settings(problems),
+            streams: self.streams.settings(problems),
+            telemetry: self.telemetry.check(problems),
+            operator: self.operator.check(problems),
+        }
+    }
+}
+
+/// A role that has started.
+pub trait Role: Send {
+    /// How it is doing, for the operator's listener.
+    fn health(&self) -> Option<HealthCheck>;
+
+    /// Returns once something of it has ended by itself, which ends the process.
+    fn ended(&mut self) -> BoxFuture<'_, Ended>;
+
+    /// Finishes what is in hand. The stop of its [`Host`] has been cancelled before.
+    fn drain(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
+}
+
+/// What a role gets of the process that it starts in.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// For its instruments.
+    pub meter: Meter,
+    /// Cancelled when the process is to stop.
+    pub stop: CancellationToken,
+}
+
+/// Roles that have started in this process, in the order of their start.
+pub struct Started {
+    roles: Vec<Box<dyn Role>>,
+    host: Host,
+    operator: Tasks,
+    operator_stop: CancellationToken,
+    operator_address: std::net::SocketAddr,
+    drain_timeout: Duration,
+}
+
+impl Started {
+    /// Binds the operator's listener, starts roles and serves their health and metrics.
+    ///
+    /// # Errors
+    /// A port that is taken, meters that contradict each other, or those of `start`.
+    pub async fn start(
+        name: &str,
+        settings: &CommonSettings,
+        start: impl AsyncFnOnce(&Host) -> Result<Vec<Box<dyn Role>>>,
+    ) -> Result<Self> {
+        let server = listen("OPERATOR_PORT", operator::bind(&settings.operator).await, || {
+            settings.operator.socket_address()
+        })?;
+        let metrics = Metrics::new(name, settings.telemetry.otlp_endpoint.as_deref())?;
+        let host = Host { meter: metrics.meter(), stop: CancellationToken::new() };
+        let roles = start(&host).await?;
+        let checks = roles.iter().filter_map(|role| role.health()).collect();
+        let router = operator::router(metrics, checks);
+        let (operator_address, operator_stop) = (server.address(), CancellationToken::new());
+        let mut operator = Tasks::default();
+        let serving = server.run_until(router, operator_stop.clone(), Duration::from_secs(1));
+        operator.spawn("the operator's listener", serving);
+        info!(address = %operator_address, "operator listens");
+        let drain_timeout = settings.drain_timeout;
+        Ok(Self { roles, host, operator, operator_stop, operator_address, drain_timeout })
+    }
+
+    /// Where health and metrics are.
+    pub fn operator_address(&self) -> std::net::SocketAddr {
+        self.operator_address
+    }
+
+    /// Supervises the roles until `stop` or until one of their tasks ends by itself; then drains
+    /// them, the last one started first.
+    ///
+    /// # Errors
+    /// The task that ended, or a drain that failed.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<()> {
+        let why = {
+            let mut roles = self.roles.iter_mut();
+            let one_of_the_roles = async {
+                if roles.len() == 0 {
+                    pending::<()>().await;
+                }
+                select_all(roles.by_ref().map(|role| role.ended())).await.0
+            };
+            tokio::select! {
+                () = stop => Ok(()),
+                ended = one_of_the_roles => Err(ended),
+                ended = self.operator.one_ended() => Err(ended),
+            }
+        };
+        if let Err(ended) = &why {
+            error!(error = %ended, "stopping");
+        }
+        self.host.stop.cancel();
+        let mut drained = why.map_err(anyhow::Error::new);
+        while let Some(role) = self.roles.pop() {
+            drained = drained.and(role.drain().await);
+        }
+        self.operator_stop.cancel();
+        self.operator.finish("the operator's listener", self.drain_timeout).await;
+        drained
+    }
+}
+
+/// The server that was bound, or an error that names the setting to change.
+///
+/// # Errors
+/// That of the bind.
+pub fn listen(
+    setting: &str,
+    bound: io::Result<Server>,
+    address: impl FnOnce() -> std::net::SocketAddr,
+) -> Result<Server> {
+    bound.map_err(|error| {
+        let address = address();
+        if error.kind() == io::ErrorKind::AddrInUse {
+            let flag = setting.to_lowercase().replace('_', "-");
+            anyhow!("port {} is taken; set {setting} (--{flag}) to another", address.port())
+        } else {
+            anyhow::Error::new(error).context(format!("listen on {address}"))
+        }
+    })
+}
+
+/// Runs roles in this process until a signal, on a runtime of its own. `crates` are the names of
+/// the crates whose log lines are the product's own. `started` is called once all runs.
+///
+/// # Errors
+/// Those of the start, a task that ended by itself, a drain that failed, or a second signal.
+pub fn run(
+    name: &str,
+    crates: &'static [&'static str],
+    settings: &CommonSettings,
+    start: impl AsyncFnOnce(&Host) -> Result<Vec<Box<dyn Role>>>,
+    started: impl AsyncFnOnce(std::net::SocketAddr, LogFormat) -> Result<()>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let telemetry = Telemetry::init(&settings.telemetry, name, crates)?;
+        let roles = Started::start(name, settings, start).await?;
+        started(roles.operator_address(), telemetry.format()).await?;
+        let stopping = CancellationToken::new();
+        let running = roles.run_until(async {
+            match signal_received().await {
+                Ok(signal) => info!(signal, "stopping"),
+                // Without signals it would never stop gracefully, so it does not go on.
+                Err(error) => error!(%error, "cannot listen to signals; stopping"),
+            }
+            stopping.cancel();
+        });
+        let second_signal = async {
+            stopping.cancelled().await;
+            signal_received().await.context("listen to signals")
+        };
+        tokio::select! {
+            result = async {
+                let result = running.await;
+                telemetry.shutdown().await;
+                result
+            } => result,
+            signal = second_signal => bail!(
+                "left at once after a second signal ({}); what was accepted is in the journal",
+                signal?
+            ),
+        }
+    });
+    // After a second signal nothing is waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Waits for SIGTERM, SIGINT (Ctrl-C) or SIGHUP and says which it was.
+///
+/// # Errors
+/// If the signals cannot be listened to.
+pub async fn signal_received() -> io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        _ = hangup.recv() => "SIGHUP",
+    })
+}
+
+/// The exit code that says what became of the process.
+pub fn exit_code(result: &Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let usage = error.chain().any(|cause| cause.is::<crate::settings::SettingsError>());
+            if usage { ExitCode::from(crate::settings::EXIT_USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    struct Probe {
+        name: &'static str,
+        tasks: Tasks,
+        drained: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Role for Probe {
+        fn health(&self) -> Option<HealthCheck> {
+            None
+        }
+
+        fn ended(&mut self) -> BoxFuture<'_, Ended> {
+            Box::pin(self.tasks.one_ended())
+        }
+
+        fn drain(self: Box<Self>) -> BoxFuture<'static, Result<()>> {
+            self.drained.lock().expect("no panic").push(self.name);
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn settings() -> CommonSettings {
+        let mut args = CommonArgs::default();
+        args.own.gitea_url = Some("http://h".into());
+        args.operator.operator_port = Some("0".into());
+        let mut problems = Problems::default();
+        let settings = args.check(&mut problems);
+        problems.finish(settings).expect("good settings")
+    }
+
+    /// Two roles, and what the second one's task does.
+    async fn run(
+        task: impl Future<Output = ()> + Send + 'static,
+        stop: bool,
+    ) -> (String, Vec<&'static str>) {
+        let drained = Arc::new(Mutex::new(Vec::new()));
+        let role = |name| Probe { name, tasks: Tasks::default(), drained: Arc::clone(&drained) };
+        let (first, mut second) = (role("first"), role("second"));
+        second.tasks.spawn("its task", task);
+        let settings = settings();
+        let started = Started::start("test", &settings, async move |_| {
+            Ok(vec![Box::new(first) as Box<dyn Role>, Box::new(second)])
+        });
+        let stop = async move {
+            if !stop {
+                pending().await
+            }
+        };
+        let result = started.await.expect("start").run_until(stop).await;
+        let drained = drained.lock().expect("no panic").clone();
+        (result.map_or_else(|error| error.to_string(), |()| "ok".into()), drained)
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_or_panics_ends_the_process_after_a_drain_of_all() {
+        let drained = vec!["second", "first"];
+        let outcome = |text: &str| (text.to_owned(), drained.clone());
+        assert_eq!(run(async {}, false).await, outcome("its task ended by itself"));
+        assert_eq!(run(async { panic!("meant to") }, false).await, outcome("its task panicked"));
+        assert_eq!(run(pending(), true).await, outcome("ok"));
+    }
+
+    #[test]
+    fn a_taken_port_is_reported_with_the_setting_that_changes_it() {
+        let address = || "0.0.0.0:8001".parse().expect("address");
+        let error = |kind: io::ErrorKind| {
+            format!(
+                "{:#}",
+                listen("OPERATOR_PORT", Err(kind.into()), address).expect_err("an error")
+            )
+        };
+        assert_eq!(
+            error(io::ErrorKind::AddrInUse),
+            "port 8001 is taken; set OPERATOR_PORT (--operator-port) to another"
+        );
+        let denied = error(io::ErrorKind::PermissionDenied);
+        assert_eq!(denied, "listen on 0.0.0.0:8001: permission denied");
+    }
+}

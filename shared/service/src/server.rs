@@ -1,0 +1,187 @@
+//! A listener: its connections and their limits. HTTP/1.1 only, which is what
+//! Gitea, probes and Prometheus speak.
+
+mod connection;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    http::{HeaderValue, Request, header::CONNECTION},
+};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use self::connection::{Connection, Phase};
+
+/// Largest head of a request, in bytes. Gitea's are below 1 kB.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections that the system may hold until they are accepted; it takes less where it
+/// knows better. Packets of more are dropped, and come again after seconds.
+const BACKLOG: u32 = 4096;
+/// Wait before accepting again when the file table is full.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long answers say `Connection: close` before a planned stop closes what rests.
+const STOP_NOTICE: Duration = Duration::from_millis(500);
+
+/// What clients may use up.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a head may take, and how long a connection may rest before its first good request.
+    pub header_timeout: Duration,
+    /// How long a connection may rest after an answer that carries [`MayRest`].
+    pub idle_timeout: Duration,
+    /// How long a client may leave an answer unread.
+    pub write_timeout: Duration,
+    /// Connections at once; more wait to be accepted.
+    pub max_connections: usize,
+}
+
+/// Extension of a response: the client has proven who it is, so its connection may rest for long.
+/// Anybody else is closed after the header timeout, so that strangers cannot hold all places.
+#[derive(Clone, Copy, Debug)]
+pub struct MayRest;
+
+/// A bound port.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    limits: Limits,
+}
+
+impl Server {
+    /// Binds `address`. Nothing is accepted before [`Server::run_until`], but connections wait.
+    ///
+    /// # Errors
+    /// Those of bind and listen.
+    pub async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, limits })
+    }
+
+    /// The address, with the port that the system chose for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`. Then it goes on for [`STOP_NOTICE`] at most, with `Connection: close`
+    /// in each answer, so that a client does not send the next request into a closing connection.
+    /// Then requests that have begun may end, for `drain_timeout` at most.
+    pub async fn run_until(self, router: Router, stop: CancellationToken, drain_timeout: Duration) {
+        let Self { listener, limits, .. } = self;
+        let connections = Connections {
+            router,
+            graceful: GracefulShutdown::new(),
+            open: TaskTracker::new(),
+            closing: Arc::default(),
+            stop: CancellationToken::new(),
+            limits,
+        };
+        tokio::select! {
+            () = connections.accept(&listener) => {}
+            () = connections.notice_of(&stop) => {}
+        }
+        drop(listener);
+        connections.stop.cancel();
+        if tokio::time::timeout(drain_timeout, connections.graceful.shutdown()).await.is_err() {
+            warn!("requests did not end in time");
+        }
+    }
+}
+
+struct Connections {
+    router: Router,
+    graceful: GracefulShutdown,
+    open: TaskTracker,
+    closing: Arc<AtomicBool>,
+    stop: CancellationToken,
+    limits: Limits,
+}
+
+impl Connections {
+    async fn accept(&self, listener: &TcpListener) {
+        let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            let stream = accepted(listener).await;
+            // An answer is one small packet; waiting for more to send would cost 40 ms.
+            let _ = stream.set_nodelay(true);
+            self.serve(stream, place);
+        }
+    }
+
+    async fn notice_of(&self, stop: &CancellationToken) {
+        stop.cancelled().await;
+        self.closing.store(true, Ordering::Relaxed);
+        self.open.close();
+        let _ = tokio::time::timeout(STOP_NOTICE, self.open.wait()).await;
+    }
+
+    fn serve(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+        let phase = Arc::new(Phase::new(&self.limits));
+        let (router, closing) = (self.router.clone(), Arc::clone(&self.closing));
+        let (watcher, stop) = (self.graceful.watcher(), self.stop.clone());
+        let patience = self.limits.header_timeout;
+        self.open.spawn(async move {
+            // A silent client costs a socket, and no buffers.
+            if stop.run_until_cancelled(connection::speaks(&stream, patience)).await != Some(true) {
+                return;
+            }
+            let answer = |request: Request<Incoming>| {
+                phase.begin_request();
+                let (phase, closing) = (Arc::clone(&phase), Arc::clone(&closing));
+                let response = router.clone().oneshot(request);
+                async move {
+                    let mut response = response.await?;
+                    if closing.load(Ordering::Relaxed) {
+                        response
+                            .headers_mut()
+                            .insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    phase.end_request(response.extensions().get::<MayRest>().is_some());
+                    Ok::<_, Infallible>(response)
+                }
+            };
+            let io = TokioIo::new(Connection::new(stream, Arc::clone(&phase)));
+            let mut http = http1::Builder::new();
+            http.max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None);
+            let serving = Box::pin(watcher.watch(http.serve_connection(io, service_fn(answer))));
+            if let Err(error) = serving.await {
+                debug!(%error, "a connection broke off");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn accepted(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,5 +1,0 @@
-//! The worker service. See `worker::cli`.
-
-fn main() -> std::process::ExitCode {
-    worker::cli::main()
-}

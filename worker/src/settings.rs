@@ -1,0 +1,37 @@
+//! Settings of the worker.
+
+use std::time::Duration;
+
+use service::{
+    role::CommonSettings,
+    settings::{Problems, number, secs},
+};
+
+service::settings! {
+    /// Settings of the worker.
+    pub struct WorkerArgs => WorkerTexts {
+        ack_wait_secs: Duration = "ACK_WAIT_SECS" or "30" = Duration::from_secs(30), secs(1, 3600),
+            "After how long a dead worker's message is given to another";
+        max_attempts: u64 = "MAX_ATTEMPTS" or "10" = 10, number(1, 1_000_000),
+            "How often an event is tried before it is parked as a dead letter";
+    }
+}
+
+/// Settings of the worker, checked.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// What every role has.
+    pub common: CommonSettings,
+    /// After how long an unsettled message comes again.
+    pub ack_wait: Duration,
+    /// Attempts before a message is parked.
+    pub max_attempts: u64,
+}
+
+impl WorkerArgs {
+    /// Checks the settings and notes in `problems` what is wrong.
+    pub fn settings(&self, common: CommonSettings, problems: &mut Problems) -> WorkerSettings {
+        let WorkerTexts { ack_wait_secs: ack_wait, max_attempts } = self.check(problems);
+        WorkerSettings { common, ack_wait, max_attempts }
+    }
+}
