@@ -1007,14 +1007,15 @@ async fn a_publish_that_a_stop_cuts_short_is_a_failed_span() {
     let url = receiver.url();
     let settings = [&exporting(&url)[..], &[("DRAIN_TIMEOUT_SECS", "1")]].concat();
     let ingest = Service::ingest(&nats.url(), data.path(), &settings).await;
-    ingest.process.line_with("connected to NATS").await;
+    ingest.accepts(&assigned(1)).await;
+    ingest.counts("messaging_client_sent_messages_total", "", 1.0).await;
     signal(nats.pid(), "STOP");
-    let delivery = assigned(1);
+    let delivery = assigned(2);
     ingest.accepts(&delivery).await;
     ingest.stop().await;
     nats.restart().await;
     let ingest = Service::ingest(&nats.url(), data.path(), &exporting(&url)).await;
-    ingest.counts("messaging_client_sent_messages_total", "", 1.0).await;
+    ingest.counts("messaging_client_sent_messages_total", "", 2.0).await;
     ingest.stop().await;
     let spans = receiver.trace(&trace_id(delivery.id()));
     let http = one(&spans, HTTP);

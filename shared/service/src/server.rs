@@ -19,7 +19,10 @@ use axum::{
     http::{HeaderValue, Request, header::CONNECTION},
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use hyper_util::{
+    rt::TokioIo,
+    server::graceful::{GracefulConnection, GracefulShutdown},
+};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -138,40 +141,48 @@ impl Connections {
     }
 
     fn serve(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
-        let phase = Arc::new(Phase::new(&self.limits));
         let (router, closing) = (self.router.clone(), Arc::clone(&self.closing));
         let (watcher, stop) = (self.graceful.watcher(), self.stop.clone());
-        let patience = self.limits.header_timeout;
+        let limits = self.limits.clone();
         self.open.spawn(async move {
+            let speaks = connection::speaks(&stream, limits.header_timeout);
             // A silent client costs a socket, and no buffers.
-            if stop.run_until_cancelled(connection::speaks(&stream, patience)).await != Some(true) {
-                return;
-            }
-            let answer = |request: Request<Incoming>| {
-                phase.begin_request();
-                let (phase, closing) = (Arc::clone(&phase), Arc::clone(&closing));
-                let response = router.clone().oneshot(request);
-                async move {
-                    let mut response = response.await?;
-                    if closing.load(Ordering::Relaxed) {
-                        response
-                            .headers_mut()
-                            .insert(CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    phase.end_request(response.extensions().get::<MayRest>().is_some());
-                    Ok::<_, Infallible>(response)
+            if stop.run_until_cancelled(speaks).await == Some(true) {
+                let serving = Box::pin(watcher.watch(http(stream, &limits, router, closing)));
+                if let Err(error) = serving.await {
+                    debug!(%error, "a connection broke off");
                 }
-            };
-            let io = TokioIo::new(Connection::new(stream, Arc::clone(&phase)));
-            let mut http = http1::Builder::new();
-            http.max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None);
-            let serving = Box::pin(watcher.watch(http.serve_connection(io, service_fn(answer))));
-            if let Err(error) = serving.await {
-                debug!(%error, "a connection broke off");
             }
             drop(place);
         });
     }
+}
+
+/// Serves the requests of a connection.
+fn http(
+    stream: TcpStream,
+    limits: &Limits,
+    router: Router,
+    closing: Arc<AtomicBool>,
+) -> impl GracefulConnection<Error = hyper::Error> {
+    let phase = Arc::new(Phase::new(limits));
+    let io = TokioIo::new(Connection::new(stream, Arc::clone(&phase)));
+    let answer = move |request: Request<Incoming>| {
+        phase.begin_request();
+        let (phase, closing) = (Arc::clone(&phase), Arc::clone(&closing));
+        let response = router.clone().oneshot(request);
+        async move {
+            let mut response = response.await?;
+            if closing.load(Ordering::Relaxed) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            phase.end_request(response.extensions().get::<MayRest>().is_some());
+            Ok::<_, Infallible>(response)
+        }
+    };
+    let mut http = http1::Builder::new();
+    http.max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None);
+    http.serve_connection(io, service_fn(answer))
 }
 
 async fn accepted(listener: &TcpListener) -> TcpStream {
