@@ -1,9 +1,10 @@
 //! Subjects both ways, and the trace context that travels beside them.
 #![no_main]
 
-use shared::{
-    subject::{EventSubject, PARTITIONS, escape, of_dead_letter, partition},
-    trace::Traceparent,
+use contract::{
+    names::PARTITIONS,
+    subject::{EventSubject, escape, of_dead_letter, partition},
+    traceparent::Traceparent,
 };
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

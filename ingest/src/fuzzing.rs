@@ -7,18 +7,20 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
-use shared::{
-    config::Secret,
+use contract::{
     envelope::{self, Envelope},
-    event::{self, IssueEvent, State},
+    event::{IssueEvent, State},
     subject::EventSubject,
 };
+use service::secret::Secret;
 
 use crate::{
-    buffer::Buffer,
-    parse::{self, Parsed},
-    reply::{IgnoreReason, Refusal},
-    verify::{Claim, ContentType, SecretUsed, Verifier},
+    delivery::{Delivery, Family},
+    gitea::{
+        headers::{ContentType, Headers},
+        payload::{self, IgnoreReason, Parsed, PayloadError},
+        signature::{SecretUsed, SignatureError, Verifier},
+    },
 };
 
 const SECRETS: [(&str, SecretUsed); 2] =
@@ -32,29 +34,27 @@ pub fn verify(data: &[u8]) {
     let end = data.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
     let mut headers = headers(head);
-    let Ok(content_type) = ContentType::of(&headers) else { return };
+    let Some(content_type) = Headers::of(&headers).content_type else { return };
     let text = match content_type {
         ContentType::Json => body.to_vec(),
         ContentType::Form => first_payload(body),
     };
     let verifier = Verifier::new(&Secret::new(SECRETS[0].0), Some(&Secret::new(SECRETS[1].0)));
     let decide = |headers: &HeaderMap| {
-        let verified =
-            Claim::of(headers).and_then(|claim| verifier.verify(claim, Buffer::Small(body.into())));
-        if let Ok(delivery) = &verified {
-            assert_eq!(delivery.text(), &text, "what is verified is what is signed");
-            check_parsed(parse::parse(headers, delivery, event::example().delivery), &text);
+        let verified = Headers::of(headers).signature.and_then(|signature| {
+            verifier.verify(content_type, &signature, bytes::Bytes::copy_from_slice(body))
+        });
+        if let Ok(verified) = &verified {
+            assert_eq!(verified.text(), &text, "what is verified is what is signed");
+            check_parsed(payload::parse(verified, &delivery()), &text);
         }
-        verified.map(|delivery| delivery.secret_used())
+        verified.map(|verified| verified.secret_used())
     };
 
     let right = SECRETS.iter().find(|(secret, _)| claimed(&headers) == Some(sign(secret, &text)));
     match decide(&headers) {
         Ok(used) => assert_eq!(Some(used), right.map(|(_, used)| *used)),
-        Err(refusal) => {
-            assert_eq!((refusal.status.as_u16(), right), (401, None));
-            assert!(refusal.code.starts_with("signature_"));
-        }
+        Err(_) => assert_eq!(right, None),
     }
     // The length picks the secret, the header and the digit that is spoilt: each takes its time.
     let (secret, used) = SECRETS[data.len() & 1];
@@ -67,12 +67,22 @@ pub fn verify(data: &[u8]) {
     let at = data.len() >> 2 & 63;
     signature[at] = if signature[at] == b'0' { b'1' } else { b'0' };
     headers.insert(name, signed(prefix, &signature));
-    assert_eq!(decide(&headers).err().map(|r| r.code), Some("signature_mismatch"));
+    assert_eq!(decide(&headers).err(), Some(SignatureError::Mismatch));
 }
 
 /// The JSON text of an issue event.
 pub fn parse(data: &[u8]) {
-    check_parsed(parse::issue_event(data, event::example().delivery), data);
+    check_parsed(payload::read(data, &delivery()), data);
+}
+
+fn delivery() -> Delivery {
+    Delivery {
+        id: uuid::Uuid::from_u128(1),
+        family: Family::Issues,
+        received_at: contract::timestamp::Timestamp::now(),
+        hook: None,
+        body_sha256: [0; 32],
+    }
 }
 
 fn headers(head: &[u8]) -> HeaderMap {
@@ -102,7 +112,9 @@ fn first_payload(body: &[u8]) -> Vec<u8> {
         let mut parts = pair.splitn(2, |byte| *byte == b'=');
         let name = parts.next().unwrap_or_default();
         if decoded(name) == b"payload" {
-            return decoded(parts.next().unwrap_or_default());
+            // The parser of forms decodes UTF-8 without fail, as the URL standard has it.
+            let value = decoded(parts.next().unwrap_or_default());
+            return String::from_utf8_lossy(&value).into_owned().into_bytes();
         }
     }
     Vec::new()
@@ -133,19 +145,18 @@ fn signed(prefix: &str, signature: &[u8]) -> HeaderValue {
     HeaderValue::from_bytes(&[prefix.as_bytes(), signature].concat()).expect("a header value")
 }
 
-fn check_parsed(parsed: Result<Parsed, Refusal>, text: &[u8]) {
+fn check_parsed(parsed: Result<Parsed, PayloadError>, text: &[u8]) {
     match parsed {
         Ok(Parsed::Event(event)) => {
             check_says_the_same(&event, text);
             check_is_published(&event);
         }
         Ok(Parsed::Ignored(IgnoreReason::PullRequest | IgnoreReason::NotAnIssueEvent)) => {}
-        Err(refusal) => {
-            assert_eq!((refusal.status.as_u16(), refusal.code), (422, "invalid_payload"));
-            let field = refusal.field.expect("a field is named");
+        Err(error) => {
+            let field = error.field.clone();
             let ours = |b: u8| b.is_ascii_alphanumeric() || b"._-[]".contains(&b);
             assert!(!field.is_empty() && field.bytes().all(ours), "{field:?}");
-            assert!(refusal.message.starts_with(&field));
+            assert!(error.to_string().starts_with(&field));
         }
     }
 }
@@ -177,10 +188,8 @@ fn check_is_published(event: &IssueEvent) {
     let parent = PARENT.parse().expect("a traceparent");
     let envelope = Envelope::of_event(event, "http://localhost:3000", &parent).expect("a message");
     assert_eq!(EventSubject::parse(&envelope.subject), Ok(EventSubject::of(event)));
-    for (_, values) in envelope.headers.iter() {
-        for value in values {
-            assert!(value.as_str().bytes().all(|b| (b' '..=b'~').contains(&b)), "{value:?}");
-        }
+    for (_, value) in &envelope.headers.0 {
+        assert!(value.bytes().all(|b| (b' '..=b'~').contains(&b)), "{value:?}");
     }
     // A number in Gitea's own `changes` may lose its last digit on each way.
     let without_changes = |event: &IssueEvent| IssueEvent { changes: None, ..event.clone() };
