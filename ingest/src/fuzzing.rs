@@ -4,15 +4,15 @@
 //! product's where there are any.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use hmac::{Hmac, KeyInit, Mac};
-use serde_json::Value;
-use sha2::Sha256;
 use contract::{
     envelope::{self, Envelope},
     event::{IssueEvent, State},
     subject::EventSubject,
 };
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::Value;
 use service::secret::Secret;
+use sha2::Sha256;
 
 use crate::{
     delivery::{Delivery, Family},
