@@ -52,15 +52,15 @@ enum Command {
     Send(Box<SendArgs>),
     /// Show changes as they happen
     Tail(Box<TailArgs>),
-    /// List, show and redrive what could not be handled
+    /// List, show and redrive events that could not be handled
     DeadLetters(Box<DeadLettersArgs>),
-    /// Create all that lives on the broker: for a broker where roles may create nothing
+    /// Create streams, bucket and consumers, for a broker where roles may create nothing
     CreateStreams(Box<CreateStreamsArgs>),
     /// Ask the role on this machine for its health, for container health checks
     Health(OperatorArgs),
     /// Print the JSON Schema of an event or a change
     Schema {
-        /// Of what
+        /// Which of the two
         #[arg(value_enum)]
         subject: Subject,
     },
@@ -69,7 +69,7 @@ enum Command {
     RunNatsServer(LaunchArgs),
 }
 
-/// Settings of a role: those of every role, and its own.
+/// Settings of a role: the common ones, and its own.
 #[derive(clap::Args, Debug)]
 struct Settings<T: clap::Args> {
     #[command(flatten)]
@@ -90,13 +90,13 @@ impl<T: clap::Args> Settings<T> {
     }
 }
 
-/// Runs what this process was asked to do, and returns its exit code. To be
-/// called on the main thread: see [`NatsServer::start`](crate::nats_server::NatsServer::start).
+/// Runs the command line of this process, and returns the exit code. Call it on the
+/// main thread: see [`NatsServer::start`](crate::nats_server::NatsServer::start).
 pub fn main() -> ExitCode {
     main_from(std::env::args_os())
 }
 
-/// Runs what these arguments ask for, the program's name first.
+/// Runs the command line `args`, whose first item is the program's name.
 pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::from_arg_matches(&command().get_matches_from(args)) {
         Ok(cli) => cli,
@@ -136,7 +136,7 @@ fn run_worker(args: &Settings<WorkerArgs>) -> Result<()> {
     role::run("worker", CRATES, &common, start, async |_, _| Ok(()))
 }
 
-/// `dead-letters` takes its flags behind `show` and `redrive` too.
+/// `dead-letters` takes its flags after `show` and `redrive` too.
 fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("dead-letters", |command| command.mut_args(|arg| arg.global(true)))
@@ -146,7 +146,7 @@ fn command() -> clap::Command {
 fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command);
-    // A look-up of a name that hangs is not waited for.
+    // The runtime must not wait for a DNS look-up that hangs.
     runtime.shutdown_background();
     result
 }

@@ -1,4 +1,4 @@
-//! The commands beside the roles, a file each.
+//! The commands, one file each.
 
 pub(crate) mod connect;
 pub(crate) mod create_streams;

@@ -1,5 +1,4 @@
-//! Deliveries as Gitea 1.27 sends them, made and signed here: what `send`
-//! sends.
+//! Builds and signs deliveries like those of Gitea 1.27, for `coordinator send`.
 
 use anyhow::{Context, Result};
 use contract::{event::State, timestamp::Timestamp};
@@ -9,7 +8,7 @@ use service::secret::Secret;
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// A recorded payload, the one of an issue without assignees.
+/// The recorded payload of an issue without assignees.
 const TEMPLATE: &str = include_str!("delivery_template.json");
 /// Owner and name of the template's repository.
 const TEMPLATE_REPOSITORY: &str = "acme/widgets";
@@ -22,16 +21,16 @@ const GITEA_URL: &str = "http://localhost:3000";
 pub struct Delivery {
     /// Its id, as in `X-Gitea-Delivery`.
     pub id: Uuid,
-    /// All headers but those that an HTTP client makes itself.
+    /// All headers except those that an HTTP client sets itself.
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// How the payload stands in the body.
+/// How the body holds the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
-    /// As it is.
+    /// As plain JSON.
     Json,
     /// As the field `payload` of a form.
     Form,
@@ -77,7 +76,7 @@ impl Delivery {
     }
 }
 
-/// The finer header that Gitea sends with an issue action.
+/// The value of Gitea's header `X-Gitea-Event-Type` for an issue action.
 fn event_type(action: &str) -> &'static str {
     match action {
         "assigned" | "unassigned" => "issue_assign",
@@ -95,7 +94,7 @@ fn signature(payload: &[u8], secret: &Secret) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
-/// An issue event to make a payload of.
+/// An issue event, from which a payload is built.
 #[derive(Clone, Debug)]
 pub struct IssueEvent {
     /// Gitea's action: `assigned`, `closed`, …
@@ -114,9 +113,9 @@ pub struct IssueEvent {
     pub assignees: Vec<String>,
     /// Its state after the event.
     pub state: State,
-    /// Login of who did it.
+    /// Login of the user who did it.
     pub sender: String,
-    /// When. Gitea tells it to the second.
+    /// Time of the event. Gitea sends it to the second.
     pub updated_at: Timestamp,
 }
 
@@ -124,7 +123,7 @@ impl IssueEvent {
     /// The payload, laid out as Gitea does.
     ///
     /// # Errors
-    /// Never for the template that is compiled in.
+    /// Never with the template that is compiled in.
     pub fn payload(&self) -> Result<Vec<u8>> {
         let mut payload: Value =
             serde_json::from_str(TEMPLATE).context("read the template of a delivery")?;
@@ -156,7 +155,7 @@ impl IssueEvent {
             issue["closed_at"] = json!(updated_at);
         }
         issue["assignee"] = assignees.first().cloned().unwrap_or_default();
-        // Gitea writes null and not [].
+        // Gitea writes null for an empty list.
         issue["assignees"] = if assignees.is_empty() { Value::Null } else { assignees.into() };
         issue["repository"]["id"] = json!(self.repository_id);
         issue["repository"]["name"] = json!(self.repository);
@@ -170,8 +169,8 @@ impl IssueEvent {
     }
 }
 
-/// An id that is always the same for a name: those of the recordings, else a
-/// hash that is positive and far from them.
+/// An id that is always the same for a name: the id in the recordings, else a
+/// positive hash that is far above those.
 pub fn id_of(name: &str) -> i64 {
     match name {
         "maria" | "acme/widgets" | "1#1" => 1,
@@ -238,7 +237,7 @@ mod tests {
         serde_json::from_slice(&event.payload().expect("payload")).expect("JSON")
     }
 
-    /// What the pipeline reads of a recorded payload, and its layout.
+    /// Covers what the pipeline reads of a payload, and the layout.
     #[test]
     fn a_payload_is_that_of_the_recording_it_is_made_after() {
         let recorded = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -247,7 +246,7 @@ mod tests {
         let recorded: Value =
             serde_json::from_str(&recorded.replace(":3127", ":3000")).expect("JSON");
         let mut made = payload(&event());
-        // Pictures and dates of accounts are all the same here.
+        // Built accounts do not have the avatars, emails and dates of the recording.
         for user in ["/issue/assignee", "/issue/assignees/0", "/repository/owner"] {
             for field in ["avatar_url", "email", "created"] {
                 let original = recorded.pointer(&format!("{user}/{field}")).cloned();

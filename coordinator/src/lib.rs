@@ -1,4 +1,4 @@
-//! Coordinator: the one binary, with its roles and the commands beside them.
+//! Coordinator: one binary with the roles and the commands.
 
 pub mod cli;
 mod commands;
@@ -7,7 +7,7 @@ mod local;
 
 pub use local::nats_server;
 
-/// Crates of the product, whose log lines and spans are its own.
+/// Crates whose log lines and spans count as the product's own.
 pub(crate) const CRATES: &[&str] = &["contract", "service", "ingest", "worker", "coordinator"];
 
 #[cfg(test)]

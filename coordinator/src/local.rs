@@ -1,4 +1,4 @@
-//! Everything on one machine: a nats-server as a child process, and all roles in this one.
+//! Everything on one machine: a nats-server as a child process, and all roles in this process.
 
 mod banner;
 pub(crate) mod data_dir;

@@ -1,4 +1,4 @@
-//! The one-machine Coordinator and the operator's commands. See `coordinator::cli`.
+//! The `coordinator` binary. See `coordinator::cli`.
 
 fn main() -> std::process::ExitCode {
     coordinator::cli::main()

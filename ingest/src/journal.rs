@@ -30,6 +30,7 @@ use service::tasks::Tasks;
 use strum::IntoStaticStr;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use uuid::Uuid;
 
 use crate::delivery::Delivery;
 
@@ -41,7 +42,7 @@ pub(crate) use self::{
 use self::{
     tail::Tail,
     window::Window,
-    writer::{Command, Shared, Waiting, Writer},
+    writer::{Command, SettingAside, Shared, Waiting, Writer},
 };
 
 /// File of the journal within its directory.
@@ -90,9 +91,6 @@ pub enum JournalError {
     /// A newer program wrote an entry of a family that this one cannot read.
     #[error("an entry is of the family {0:?}, which this program does not know")]
     Family(String),
-    /// A body.
-    #[error("unpack a body")]
-    Unpack(#[source] lz4_flex::block::DecompressError),
     /// A thread of its own, or one to read on.
     #[error("start a thread")]
     Thread(#[source] std::io::Error),
@@ -188,9 +186,14 @@ impl Journal {
 
     /// Sets aside an entry that the broker refuses for good. Until this succeeds the entry is
     /// not settled.
-    pub(crate) async fn set_aside(&self, seq: i64, reason: String) -> Result<(), AppendError> {
+    pub(crate) async fn set_aside(
+        &self,
+        seq: i64,
+        delivery_id: Uuid,
+        reason: String,
+    ) -> Result<(), AppendError> {
         let (reply, done) = oneshot::channel();
-        self.command(Command::SetAside { seq, reason, reply }).await?;
+        self.command(Command::SetAside(SettingAside { seq, delivery_id, reason, reply })).await?;
         done.await.unwrap_or(Err(AppendError::Unwritable))
     }
 

@@ -19,7 +19,7 @@ mod upkeep;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use serde_json::json;
 use service::{
@@ -112,13 +112,19 @@ impl Role for Ingest {
     /// closes the journal. What is not published by then stays in it for the next start.
     fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            self.tasks.finish(WEBHOOK, 2 * self.drain_timeout).await;
+            // Each part is stopped whatever became of the one before it.
+            let webhook = self.tasks.finish(WEBHOOK, 2 * self.drain_timeout).await;
             self.stop_relay.cancel();
-            if !self.tasks.finish(RELAY, self.drain_timeout).await {
+            let relay = self.tasks.finish(RELAY, self.drain_timeout).await;
+            if relay == Ok(false) {
                 warn!("the relay did not finish in time; the journal keeps the rest");
             }
             self.journal.close().await;
-            self.tasks.finish(WRITER, self.drain_timeout).await;
+            let writer = self.tasks.finish(WRITER, self.drain_timeout).await;
+            webhook.and(relay).and(writer.clone())?;
+            if writer == Ok(false) {
+                bail!("the journal could not be closed in time");
+            }
             info!("ingest stopped");
             Ok(())
         })

@@ -12,6 +12,7 @@ mod publish;
 
 use std::{sync::Arc, time::Duration};
 
+use contract::traceparent::trace_id_text;
 use futures::{StreamExt, stream::FuturesUnordered};
 use service::{
     backoff::Backoff,
@@ -106,29 +107,34 @@ impl Relay {
         dedup_window: Duration,
         stop: &CancellationToken,
     ) -> Result<(JournalReader, Ended), JournalError> {
-        let (mut reader, mut cursor) = blocking(move || {
-            let not_offered = reader.not_offered(dedup_window)?;
-            Ok((reader, not_offered))
+        let (mut reader, (age, mut cursor)) = blocking(move || {
+            let expired = reader.expired(dedup_window)?;
+            Ok((reader, expired))
         })
         .await?;
         let mut lanes = Lanes::default();
         let mut committed = self.journal.committed();
         let mut under_way = FuturesUnordered::new();
-        let mut unread = true;
+        let (mut unread, mut last) = (true, 0);
         loop {
             if unread {
                 // Once all that was committed is read, a look at the disk would only hold up
                 // what is under way.
-                unread = cursor < *committed.borrow_and_update();
+                last = *committed.borrow_and_update();
+                unread = cursor < last;
             }
             if unread && !session.is_over() && lanes.has_room(WINDOW_ENTRIES, WINDOW_BYTES) {
                 let entries;
                 (reader, entries) = read(reader, cursor).await?;
-                unread = !entries.is_empty();
-                cursor = entries.last().map_or(cursor, |entry| entry.seq);
+                let window = self.journal.window();
+                if entries.is_empty() {
+                    window.read_through(last);
+                }
+                cursor = entries.last().map_or(last, |entry| entry.seq);
                 let offers = entries.into_iter().filter_map(|entry| {
-                    let first = self.journal.window().offer(entry.seq);
-                    lanes.offer(Offer { entry, first })
+                    let first = window.offer(entry.seq);
+                    let stored_at = window.stored_at(entry.seq).or(entry.stored_at);
+                    lanes.offer(Offer { entry, first, stored_at, age })
                 });
                 under_way.extend(offers.map(|offer| self.publish(offer, session)));
             }
@@ -152,7 +158,7 @@ impl Relay {
     /// Settles an entry. False if the session ended before; the entry is offered again.
     async fn publish(&self, mut offer: Offer, session: &Session) -> (Offer, bool) {
         let settled = match self.publisher.publish(&mut offer, session).await {
-            Published::Confirmed => true,
+            Published::Confirmed | Published::Expired => true,
             Published::Interrupted => false,
             Published::Refused(reason) => tokio::select! {
                 () = self.set_aside(&offer.entry, reason) => true,
@@ -166,12 +172,11 @@ impl Relay {
     /// unsettled until the journal has noted it.
     async fn set_aside(&self, entry: &Entry, reason: String) {
         let (id, seq, mut pause) = (entry.delivery.id, entry.seq, JOURNAL_PAUSE);
-        let trace_id = contract::traceparent::trace_id_text(id);
-        while let Err(error) = self.journal.set_aside(seq, reason.clone()).await {
+        let trace_id = trace_id_text(id);
+        while let Err(error) = self.journal.set_aside(seq, id, reason.clone()).await {
             error!(gitea.delivery.id = %id, trace_id, seq, %error, "cannot set an entry aside, trying on");
             tokio::time::sleep(pause.next_wait()).await;
         }
-        error!(gitea.delivery.id = %id, trace_id, seq, reason, "set aside");
     }
 }
 

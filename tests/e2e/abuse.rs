@@ -1,4 +1,4 @@
-//! Senders that mean no good, at an ingest process of its own, while good ones go on.
+//! Abusive senders at a separate ingest process, while good senders go on.
 
 use std::{
     collections::BTreeSet,
@@ -38,54 +38,54 @@ use tokio::{
 };
 
 const IDLE: usize = 10_000;
-/// How many addresses of this machine they come from.
+/// Number of addresses of this machine that senders connect from.
 const ADDRESSES: usize = 20;
-/// Descriptors that are left to all else in the tests' process.
+/// Descriptors that are left for everything else in the tests' process.
 const SPARE_DESCRIPTORS: usize = 4_000;
-/// Default of the limits on a head and on a body.
+/// Default timeout of a head and of a body.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MIB: usize = 1024 * 1024;
 const LARGEST: usize = 16 * MIB;
 const MAX_MEMORY: u64 = 100_000_000;
-/// What the allocator may keep of ten thousand connections that are gone.
+/// Bytes that the allocator may keep after ten thousand connections are closed.
 const MEMORY_KEPT: u64 = 32_000_000;
-/// Those that may block stay for ten seconds, for the next one.
+/// Threads that may remain: a thread for blocking work stays for ten seconds, for the next work.
 const RESTING_THREADS: usize = 2;
-/// By how much memory may differ from time to time.
+/// Bytes by which memory may differ from time to time.
 const MEMORY_SPREAD: u64 = 8_000_000;
-/// Pace of the slow ones, and of each good sender.
+/// Pace of the slow senders, and of each good sender.
 const SLOW: Duration = Duration::from_millis(200);
 const PACE: Duration = Duration::from_millis(20);
 const GOOD_SENDERS: usize = 4;
 
 /// What a sender does after it has connected.
 enum Sends {
-    /// This, and then it waits.
+    /// Sends this, and then waits.
     All(Vec<u8>),
-    /// This, and then no more will come.
+    /// Sends this, and then ends its side.
     AndBreaksOff(Vec<u8>),
-    /// This, and then a byte now and then.
+    /// Sends this, and then a byte now and then.
     AndTrickles(Vec<u8>),
-    /// This, and then the second one over and over, as fast as it is taken.
+    /// Sends the first, and then the second over and over, as fast as it is accepted.
     Endlessly(Vec<u8>, Vec<u8>),
 }
 
-/// What must come of it.
+/// The outcome that is expected.
 #[derive(Debug)]
 enum Fate {
-    /// At once one of these: status and code.
+    /// One of these answers at once: status and code.
     Answered(&'static [(u16, &'static str)]),
     /// A 422 that names this field.
     Invalid(&'static str),
-    /// 408, after its time was over.
+    /// 408, after the timeout.
     TimedOut,
     /// Hyper's own refusal of a head: a status without a body.
     NoRequest(u16),
-    /// No word.
+    /// Closed without an answer.
     HungUp,
-    /// No word, after its time was over.
+    /// Closed without an answer, after the timeout.
     Closed,
-    /// As many answers, all 200.
+    /// This many answers, all 200.
     Served(usize),
 }
 
@@ -131,7 +131,7 @@ fn of_length(number: u64, bytes: usize) -> Delivery {
     signed(body)
 }
 
-/// A signed payload in which one text stands for another.
+/// A signed payload in which `other` replaces `text`.
 fn with(text: &str, other: &str) -> Sends {
     let payload = Issue::new(1, 1).payload("opened").to_string();
     assert!(payload.contains(text), "{text}");
@@ -157,7 +157,7 @@ fn bomb(bytes: usize) -> Vec<u8> {
     bomb
 }
 
-/// Those whose fate does not depend on what others do, all at once.
+/// Abusers whose outcome does not depend on others. They run all at once.
 fn abusers() -> Vec<Abuser> {
     use Fate::{Answered, Closed, HungUp, Invalid, NoRequest, Served, TimedOut};
     use Sends::{All, AndBreaksOff, AndTrickles};
@@ -248,7 +248,7 @@ fn abusers() -> Vec<Abuser> {
     ]
 }
 
-/// Those that memory must be free for, one after the other.
+/// Abusers for which memory must be free. They run one after the other.
 fn large_ones() -> Vec<Abuser> {
     use Fate::{Answered, Invalid};
     use Sends::{All, Endlessly};
@@ -288,7 +288,7 @@ fn large_ones() -> Vec<Abuser> {
     ]
 }
 
-/// Six at once, each without an end: whoever does not fit any more is told so.
+/// Six endless bodies at once. A body that does not fit any more is refused.
 fn crowd() -> Vec<Abuser> {
     let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
     let fates = &[(413, "body_too_large"), (503, "overloaded")];
@@ -297,7 +297,7 @@ fn crowd() -> Vec<Abuser> {
             let line =
                 if n % 2 == 0 { "Transfer-Encoding: chunked" } else { "Content-Length: 16777216" };
             let endless = Sends::Endlessly(head(&unsigned(opened(1)), line), chunk.clone());
-            // One that keeps its word is read to its end, and then judged.
+            // A body of the announced length is read to its end, and then its signature is checked.
             let fates: &[_] = if n % 2 == 0 {
                 fates
             } else {
@@ -309,7 +309,7 @@ fn crowd() -> Vec<Abuser> {
 }
 
 impl Abuser {
-    /// Does its worst. Returns what is wrong with what came of it.
+    /// Runs the abuser. Returns a description if the outcome is wrong.
     async fn run(self, address: SocketAddr) -> Option<String> {
         let Self { what, sends, fate } = self;
         let count = if let Fate::Served(count) = fate { count } else { 1 };
@@ -343,7 +343,7 @@ fn code(body: &Value) -> &str {
     body["error"].as_str().unwrap_or_default()
 }
 
-/// From one of many addresses, so that ports are left for others.
+/// Connects from one of many addresses, so that ports are left for others.
 async fn connect(address: SocketAddr, n: usize) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     let from = Ipv4Addr::new(127, 0, 1, n as u8 + 1);
@@ -351,7 +351,7 @@ async fn connect(address: SocketAddr, n: usize) -> TcpStream {
     wait::within("a connection", socket.connect(address)).await.expect("a connection")
 }
 
-/// Never ends: to close its side would be to break off. What it can no longer write is no matter.
+/// Never returns, since closing its side would break the request off. Failed writes are ignored.
 async fn send(mut to: OwnedWriteHalf, sends: Sends) {
     match sends {
         Sends::All(bytes) => {
@@ -383,7 +383,7 @@ async fn send(mut to: OwnedWriteHalf, sends: Sends) {
 async fn answers(mut from: OwnedReadHalf, count: usize) -> Vec<(u16, Value)> {
     let (mut answers, mut bytes, mut piece) = (Vec::new(), Vec::new(), vec![0; 16 * 1024]);
     while answers.len() < count {
-        // A reset is an end as well; what had come before it was read.
+        // A reset is an end, too. What came before it was read.
         let read = from.read(&mut piece).await.unwrap_or(0);
         if read == 0 {
             break;
@@ -394,7 +394,7 @@ async fn answers(mut from: OwnedReadHalf, count: usize) -> Vec<(u16, Value)> {
             bytes.drain(..length);
         }
     }
-    // What was sent beyond a request is one more request, and a bad one.
+    // Bytes sent after a request count as one more request, which is bad.
     answers.truncate(count);
     answers
 }
@@ -409,7 +409,7 @@ fn first_answer(bytes: &[u8]) -> Option<((u16, Value), usize)> {
     Some(((status, serde_json::from_slice(body).unwrap_or_default()), end))
 }
 
-/// Good deliveries until told to stop, each answered 200. Returns their ids.
+/// Sends good deliveries until `stop`, each answered 200. Returns their ids.
 async fn good_sender(address: SocketAddr, n: u64, stop: Arc<AtomicBool>) -> Vec<String> {
     let http = reqwest::Client::new();
     let mut pace = interval(PACE);
@@ -429,7 +429,7 @@ async fn good_sender(address: SocketAddr, n: u64, stop: Arc<AtomicBool>) -> Vec<
     sent
 }
 
-/// Good senders at work.
+/// Running good senders.
 struct Good {
     senders: JoinSet<Vec<String>>,
     stop: Arc<AtomicBool>,
@@ -449,7 +449,7 @@ impl Good {
     }
 }
 
-/// Connections that never say a word, with the moment at which each began.
+/// Connections that never send anything, with the moment at which each began.
 async fn idle(address: SocketAddr, count: usize) -> Vec<(TcpStream, Instant)> {
     let share = |n| async move {
         let mut idle = Vec::new();
@@ -469,7 +469,7 @@ async fn idle(address: SocketAddr, count: usize) -> Vec<(TcpStream, Instant)> {
         .collect()
 }
 
-/// What the process takes once it has accepted this many.
+/// Usage of the process once it has accepted this many connections.
 async fn all_accepted(ingest: &Process, count: usize) -> Usage {
     wait::until("all connections to be accepted", || async {
         let usage = Usage::of(ingest.pid());
@@ -478,7 +478,7 @@ async fn all_accepted(ingest: &Process, count: usize) -> Usage {
     .await
 }
 
-/// Each is closed when its time is over, and not before.
+/// Each must be closed after its timeout, and not before.
 async fn closed(idle: Vec<(TcpStream, Instant)>) {
     wait::within("idle connections to be closed", async {
         for (mut stream, began) in idle {
@@ -492,7 +492,7 @@ async fn closed(idle: Vec<(TcpStream, Instant)>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_200() {
-    // Made beforehand: to sign 16 MiB would hold up this runtime while others wait for it.
+    // Built in advance: signing 16 MiB would block this runtime while others wait for it.
     let all = tokio::task::spawn_blocking(|| (abusers(), crowd(), large_ones()));
     let (abusers, crowd, large_ones) = all.await.expect("no panic");
     let allowed = allow_descriptors_up_to((IDLE + SPARE_DESCRIPTORS) as u64) as usize;
@@ -547,14 +547,14 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
     })
     .await;
 
-    // What was kept serves the next ones: as many again take no more than the first did.
+    // Memory that was kept is reused: as many connections again take no more than the first ones.
     let after = Usage::of(ingest.pid());
     let idle = self::idle(address, idle_count).await;
     let again = all_accepted(&ingest, idle.len()).await;
     drop(idle);
     assert!(again.memory < after.memory + MEMORY_SPREAD, "{after:?} {again:?}");
 
-    // The largest is one more that was accepted, and nothing else became an event.
+    // The largest body was accepted, too, and nothing else became an event.
     let operator = ingest.address_in("operator listens").await;
     let kept = total(operator, "coordinator_deliveries_total", "outcome=\"accepted\"").await;
     assert_eq!(kept as usize, accepted.len() + 1);

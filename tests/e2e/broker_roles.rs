@@ -1,5 +1,5 @@
-//! A broker that lets each of us do what its part asks for and nothing else,
-//! TLS, and credentials files. The permissions are those that are deployed.
+//! A broker that gives each user only the permissions for its part, TLS, and
+//! credentials files. The permissions are those that are deployed.
 
 use std::{
     net::SocketAddr,
@@ -39,7 +39,7 @@ async fn nats_with_roles() -> Nats {
     Nats::start_secured(&(passwords + &users), admin).await
 }
 
-/// Everybody's settings, and more.
+/// Settings of every service, and more.
 fn environment<'a>(nats_url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut all = vec![
         ("GITEA_URL", "http://localhost:3000"),
@@ -53,7 +53,7 @@ fn environment<'a>(nats_url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a s
     all
 }
 
-/// A service as `user`, with what the deployment gives it.
+/// A service as `user`, with the settings of the deployment.
 fn start(service: &str, args: &[&str], user: &str, nats: &Nats, data: &TempDir) -> Process {
     let (url, inbox) = (nats.url(), format!("_INBOX_{user}"));
     let password_file = data.path().join(format!("{user}-password"));
@@ -107,8 +107,8 @@ impl Role {
         self.client.subscribe(subject.to_owned()).await.expect("subscribe");
     }
 
-    /// Waits until the server has denied each of these, which it tells by `Publish to "…"`
-    /// or `Subscription to "…"`.
+    /// Waits until the server has denied each of `subjects`. It reports a denial as
+    /// `Publish to "…"` or `Subscription to "…"`.
     async fn is_denied(&self, subjects: &[&str]) {
         for subject in subjects {
             wait::until(&format!("{subject} to be denied"), || async {
@@ -132,7 +132,7 @@ async fn messages(nats: &Nats, stream: &str) -> u64 {
     bus::count(&jetstream::new(nats.client().await), stream).await
 }
 
-/// Starts ingest and worker, sends a delivery, and waits for the change.
+/// Sends a delivery to `ingest`, and waits for the change.
 async fn a_delivery_becomes_a_change(nats: &Nats, ingest: &Process) {
     let address: SocketAddr = ingest.address_in("ingest listens").await;
     let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
@@ -158,7 +158,7 @@ async fn with_least_privilege_everybody_can_do_their_part() {
     change.double_ack().await.expect("ack");
     reader.nothing_was_denied();
 
-    // Dead letters are looked at where the worker is.
+    // The worker's user may look at dead letters.
     let garbage = admin.publish("gitea.issues.closed.acme.r1.1.5", "no event".into());
     garbage.await.expect("publish").await.expect("an ack");
     wait::until_equal("the dead letter", 1, || messages(&nats, names::DEAD_LETTERS)).await;

@@ -14,7 +14,7 @@ use tests::{
 /// Three servers that know each other, `n0`, `n1` and `n2`.
 async fn cluster() -> Vec<Nats> {
     let mut servers: Vec<Nats> = (0..3).map(|_| Nats::prepared("")).collect();
-    // The client's ports are taken already; these are free at the same moment.
+    // The ports for clients are chosen already. Open listeners make the ports of routes differ.
     let listeners: Vec<_> =
         (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     let port = |n: usize| listeners[n].local_addr().expect("its address").port();

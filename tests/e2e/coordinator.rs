@@ -1,4 +1,4 @@
-//! `coordinator`: the whole on one machine, as a user starts it, uses it and ends it.
+//! `coordinator`: everything on one machine, as a user starts, uses and stops it.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -23,7 +23,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// A data directory that is not there yet, by the path that the system calls it.
+/// A data directory that is not there yet, with its canonical path.
 fn data_dir() -> (TempDir, PathBuf) {
     let dir = temp_dir();
     let path = dir.path().canonicalize().expect("its path").join("data");
@@ -43,7 +43,7 @@ fn start(data: &Path, flags: &[&str], environment: &[(&str, &str)]) -> Process {
     Process::start(Path::new(EXE), "up", &all, environment)
 }
 
-/// What a coordinator tells once it runs.
+/// The log line of a coordinator once it runs.
 async fn runs(process: &Process) -> Value {
     let line = process.line_with("\"coordinator runs\"").await;
     serde_json::from_str(&line).expect("a JSON log line")
@@ -96,7 +96,7 @@ fn stat(pid: u32) -> Option<(String, String)> {
     Some((head.split_once('(')?.1.to_owned(), tail.split(' ').next()?.to_owned()))
 }
 
-/// Whether a process has ended, be it that nobody took note of it yet.
+/// Whether a process has ended. A zombie has ended, too.
 fn gone(pid: u32) -> bool {
     stat(pid).is_none_or(|(_, state)| state == "Z")
 }
@@ -105,7 +105,7 @@ async fn is_gone(pid: u32) {
     wait::until("nats-server to be gone", || async { gone(pid).then_some(()) }).await;
 }
 
-/// It must end with 1, and this as its last line.
+/// Waits for a process, which must end with 1 and with `line` as its last line.
 async fn fails(mut process: Process, line: &str) {
     let code = process.exited().await.code();
     let output = process.output();
@@ -200,7 +200,7 @@ async fn dead_letters_are_listed_and_redriven() {
     let (code, output) = command(&data, &["dead-letters", "redrive", "1"]).await;
     let line = format!("redriven 1 to {subject} as {}", published + 1);
     assert_eq!((code, output), (0, line));
-    // It is as bad as before, so it comes back, as another one.
+    // The event is as bad as before, so it comes back as another dead letter.
     let sequences = || async {
         list().await.iter().map(|letter| letter["sequence"].as_u64()).collect::<Vec<_>>()
     };
@@ -230,7 +230,7 @@ async fn a_second_start_goes_on_where_the_first_stopped() {
     assert_eq!(change(&data, &first).await["added"], json!(["bot"]));
     let second = send(&data, &["unassigned"]).await;
     let change = change(&data, &second).await;
-    // It knows who it was only if it knows the issue from before.
+    // The worker knows who was removed only if it knew the issue before.
     assert_eq!((&change["removed"], &change["first_seen"]), (&json!(["bot"]), &json!(false)));
 }
 
@@ -300,7 +300,7 @@ async fn after_a_kill_no_nats_server_stays_and_the_next_start_works() {
     process.kill().await;
     is_gone(nats_server).await;
 
-    // And at once, while the former one is still about to end.
+    // Also at once, while the former server has not yet ended.
     let mut process = start(&data, &flags, &[]);
     runs(&process).await;
     assert_eq!(change(&data, &first).await["added"], json!(["bot"]));

@@ -31,11 +31,11 @@ use uuid::Uuid;
 
 const RECORDINGS: [&str; 2] = ["gitea-1.25", "gitea-1.27"];
 const FORMER_SECRET: &str = "f0rm3r";
-/// What tells a timeout of one second from those that were not set, of ten.
+/// Distinguishes a timeout of one second from the default timeouts of ten.
 const ABOUT_A_SECOND: std::ops::Range<Duration> = Duration::from_secs(1)..Duration::from_secs(9);
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: ingest\r\n";
 
-/// A connection that is spoken by hand.
+/// A connection on which a test sends raw bytes.
 struct Raw(BufReader<TcpStream>);
 
 impl Raw {
@@ -80,15 +80,15 @@ impl Raw {
         line.trim_end().to_owned()
     }
 
-    /// What comes until the other side closes.
+    /// Reads until the other side closes.
     async fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
-        // A reset is an end as well.
+        // A reset is an end, too.
         let _ = wait::within("the connection's end", self.0.read_to_end(&mut bytes)).await;
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Sends a byte every now and then until the other side closes; returns what it said.
+    /// Sends a byte every now and then until the other side closes. Returns its answer.
     async fn trickle(&self) -> String {
         let stream = self.0.get_ref();
         let received = RefCell::new(Vec::new());
@@ -163,7 +163,7 @@ fn trace_id(delivery_id: &str) -> String {
     delivery_id.replace('-', "")
 }
 
-/// What is answered 200 is exactly this, with `more` beside status and ids.
+/// A 200 must have exactly this body: status, ids, and the fields of `more`.
 fn assert_receipt(answer: &Answer, delivery_id: &str, status: &str, more: Value) {
     let trace_id = trace_id(delivery_id);
     let mut receipt = json!({"status": status, "delivery_id": delivery_id, "trace_id": trace_id});
@@ -174,7 +174,7 @@ fn assert_receipt(answer: &Answer, delivery_id: &str, status: &str, more: Value)
     assert_eq!(header(answer, "content-type"), "application/json");
 }
 
-/// What holds for every error: JSON, a stable code, a text for people, no secret.
+/// What must hold for every error: JSON, a stable code, a text for people, no secret.
 fn assert_error(what: &str, answer: &Answer, status: u16, code: &str) {
     let told = (answer.status, answer.body["error"].as_str());
     assert_eq!(told, (status, Some(code)), "{what}: {answer:?}");
@@ -219,7 +219,7 @@ async fn told(system: &System) -> (u16, String) {
     (status, body["status"].as_str().expect("status").to_owned())
 }
 
-/// These deliveries became events, and nothing else that was sent did.
+/// These deliveries, and no others, must have become events.
 async fn assert_events(system: &System, accepted: &[&Delivery]) {
     wait::until_equal("an empty journal", json!(0), || async {
         health(system).await.1["journal"]["depth"].clone()
@@ -492,7 +492,7 @@ async fn other_content_types_paths_and_methods_get_415_404_and_405() {
     ] {
         let what = format!("{method} {path}");
         let mut request = http.request(method, format!("http://{}{path}", system.ingest.address));
-        // A redirect somewhere in between turns a good delivery into a GET that still has all this.
+        // A redirect on the way turns a good delivery into a GET with all its headers.
         for (name, value) in &good.headers {
             request = request.header(name, value);
         }
@@ -691,7 +691,7 @@ async fn a_head_that_is_too_large_or_no_http_ends_the_connection() {
         ("no HTTP", "\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), "400"),
     ] {
         let mut raw = Raw::open(&system).await;
-        // It may be closed before all is written, and the answer may be lost to a reset.
+        // The connection may be closed before all is written, and a reset may lose the answer.
         let _ = wait::within("bytes to be sent", raw.0.write_all(head.as_bytes())).await;
         let said = raw.rest().await;
         let right = said.is_empty() || said.starts_with(&format!("HTTP/1.1 {status} "));
@@ -711,7 +711,7 @@ async fn more_connections_than_the_limit_wait_and_are_served_once_a_place_is_fre
         assert_eq!(raw.answer().await.body["live"], true);
         first.push(raw);
     }
-    // The first two rest, so until their time is over there is no place for these.
+    // The first two connections are idle. Until they time out, there is no place for these.
     let waiting = (1..=4).map(|number| {
         let (system, delivery) = (&system, opened(number));
         async move {
@@ -775,7 +775,7 @@ async fn bodies_beyond_the_memory_for_them_get_503_until_there_is_room() {
     assert_error("beyond", &answer, 503, "overloaded");
     assert_eq!(answer.headers.get(RETRY_AFTER), Some(&HeaderValue::from_static("5")));
     assert_eq!(told(&system).await.0, 200);
-    // A small one still fits beside them.
+    // A small delivery still fits beside them.
     system.send_accepted(&opened(4)).await;
 
     for (raw, delivery) in &mut under_way {
@@ -808,10 +808,11 @@ async fn large_bodies_that_nobody_signed_keep_no_usual_delivery_out() {
     let large = of_length(1, 1_048_576).with_header("X-Gitea-Signature", &"0".repeat(64));
     let stalled = RefCell::new(Vec::new());
     let answer = wait::until("no room for another large one", || async {
-        // Two that arrive at once can each be refused because of the other, so there may have to be more.
+        // Two bodies that arrive at once can each be refused because of the other, so more than
+        // one round may be needed.
         for _ in 0..4 {
             let mut raw = Raw::opened_with(&system, head_with_length(&large)).await;
-            // What is refused on the way is closed, so this may fail.
+            // A body that is refused before its end is closed, so this may fail.
             let _ = raw.0.write_all(&large.body[..large.body.len() - 100]).await;
             stalled.borrow_mut().push(raw);
         }
@@ -842,7 +843,7 @@ async fn a_journal_at_its_limit_gets_503_until_the_broker_has_taken_what_it_hold
     let next = || {
         number.set(number.get() + 1);
         let mut issue = Issue::new(1, number.get());
-        // Nothing that the journal could compress by much.
+        // A text that the journal cannot compress by much.
         issue.body = (0..4000).map(|_| Uuid::new_v4().simple().to_string()).collect();
         issue.delivery("opened")
     };
@@ -1009,7 +1010,7 @@ async fn clients_that_never_read_keep_nobody_out() {
         let mut stream = socket.connect(system.ingest.address).await.expect("a connection");
         let requests = requests.clone();
         deaf.push(tokio::spawn(async move {
-            // Until ingest reads no more, since it cannot answer, and in the end hangs up.
+            // Writes until ingest stops reading, since it cannot answer, and closes the connection.
             while stream.write_all(requests.as_bytes()).await.is_ok() {}
         }));
     }
@@ -1033,7 +1034,7 @@ async fn a_connection_that_brought_a_signed_delivery_may_rest_and_a_strangers_ma
     send(&mut known, 1).await;
     let mut stranger = Raw::opened_with(&system, format!("{HEALTH}\r\n")).await;
     assert_eq!(stranger.answer().await.status, 200);
-    // Its time is over; that of the known one, which rests for longer already, is not.
+    // The stranger's time is over. The known connection is idle for longer, and stays open.
     assert_eq!(stranger.rest().await, "");
     send(&mut known, 2).await;
 }

@@ -1,5 +1,6 @@
-//! The broker is away, comes back with less than it had, workers and ingests
-//! come and go: nothing lost, nothing doubled, order per issue kept.
+//! Outages: the broker is away or comes back with less than it had, and workers
+//! and ingests come and go. Nothing is lost, nothing is doubled, and the order per
+//! issue is kept.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -37,7 +38,7 @@ async fn stored(ingest: &Running) -> f64 {
     ingest.total("messaging_client_sent_messages_total", "duplicate=\"false\"").await
 }
 
-/// Partitions that are not done: their number, events pending, events in hand.
+/// Partitions that are not settled: their number, events pending, events in hand.
 async fn unsettled(js: &jetstream::Context) -> Vec<(u8, u64, usize)> {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut unsettled = Vec::new();
@@ -124,7 +125,7 @@ async fn what_a_broker_lost_of_its_tail_is_offered_again() {
     settled(&js, 300).await;
     check::kept(&js, &sent.accepted).await;
     assert_eq!(bus::changes(&js).await.len(), 290);
-    // The tail of 200 was really gone, and nothing else was stored.
+    // The tail of 200 was really lost, and nothing else was stored.
     assert_eq!(stored(&system.ingest).await, 500.0);
 }
 
@@ -182,7 +183,8 @@ async fn an_ingest_stopped_under_load_has_published_what_it_answered() {
     ingest.stop().await;
     let ingest = start_ingest(&config).await;
     let sent = load.finish().await;
-    // A connection that rests is closed at a stop, maybe while a request is on its way. It is not kept.
+    // A stop closes idle connections, maybe while a request is in flight. That request is not
+    // kept.
     assert!(sent.unanswered.len() <= 2 * 5, "{} are not answered", sent.unanswered.len());
     settled(&js, sent.accepted.len() as u64).await;
     check::kept(&js, &sent.accepted).await;
@@ -227,7 +229,7 @@ async fn two_ingests_share_the_deliveries_of_each_issue() {
     for ingest in [&system.ingest, &other] {
         assert_eq!(stored(ingest).await, 500.0);
     }
-    // A delivery that comes once more, and to the other one, is no other delivery.
+    // A delivery that comes again, also at the other ingest, is still the same delivery.
     let http = reqwest::Client::new();
     for delivery in &sent.accepted[..10] {
         for address in addresses {

@@ -1,4 +1,4 @@
-//! Ingest and worker as processes that are killed, stopped and started wrongly.
+//! Ingest and worker as processes that are killed or stopped, or that must refuse to start.
 
 use std::{
     collections::HashSet,
@@ -68,7 +68,8 @@ async fn depth(ingest: SocketAddr) -> u64 {
     health["journal"]["depth"].as_u64().expect("depth")
 }
 
-/// Waits until all that was accepted is settled, and checks it. What was not answered may be there.
+/// Waits until all accepted deliveries are settled, and checks them. Deliveries without an answer
+/// may be there, too.
 async fn arrived(js: &jetstream::Context, ingest: SocketAddr, sent: &Sent) {
     wait::until_equal("an empty journal", 0, || depth(ingest)).await;
     settled(js, bus::count(js, names::EVENTS).await).await;
@@ -110,7 +111,7 @@ async fn what_a_killed_worker_had_in_hand_is_taken_over() {
         (handled(killed.0).await >= 50.0).then_some(())
     })
     .await;
-    // Whatever it waits for now it waits for in vain: it dies in the middle of it.
+    // The worker now waits for the broker in vain, and is killed in the middle of its work.
     signal(nats.pid(), "STOP");
     killed.1.kill().await;
     signal(nats.pid(), "CONT");
@@ -164,8 +165,9 @@ async fn a_worker_that_sleeps_past_its_time_doubles_nothing_when_it_wakes() {
     assert_eq!(bus::count(&js, names::DEAD_LETTERS).await, 0);
 }
 
-/// Has a worker that sleeps been given a delivery that assigns `bot`? One whose request for
-/// messages has just run out is not; it then handles it once it is awake.
+/// Sends a delivery that assigns `bot` while a worker sleeps. Returns whether the worker has it in
+/// hand. A worker whose request for messages has just expired does not get it, and then handles
+/// it once it is awake.
 async fn asleep_with_one_in_hand(
     (sleeper, ingest): (&Process, SocketAddr),
     js: &jetstream::Context,
@@ -201,7 +203,8 @@ async fn what_a_sleeper_does_when_it_wakes_is_known_to_the_one_that_failed_at_it
         number += 1;
     }
     let (_other, other) = worker(&nats.url(), "1").await;
-    // Its attempts are the second and the third one; before the fourth there are two seconds.
+    // The other worker makes the second and the third attempt. The fourth follows two seconds
+    // later.
     wait::until("the other one to fail", || async {
         (redelivered(other).await >= 2.0).then_some(())
     })
@@ -248,7 +251,8 @@ async fn an_ingest_killed_again_and_again_under_load_keeps_every_200() {
         (process, _) = ingest(&nats.url(), data.path(), address.port()).await;
     }
     let sent = load.finish().await;
-    // Each of the five senders has one on its way at a kill, and maybe one in the dying one's backlog.
+    // At a kill, each of the five senders has one delivery in flight, and maybe one in the backlog
+    // of the killed process.
     assert!(sent.unanswered.len() <= 4 * 5 * 2, "{} are not answered", sent.unanswered.len());
     assert_eq!(sent.accepted.len() + sent.unanswered.len(), 1000);
     arrived(&reader(&nats).await, address, &sent).await;

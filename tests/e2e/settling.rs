@@ -1,4 +1,4 @@
-//! Each way in which a worker settles a message, and what no broker takes.
+//! Each way in which a worker settles a message, and messages that no broker takes.
 
 use async_nats::jetstream::{
     AckKind,
@@ -26,7 +26,7 @@ async fn summaries(system: &System) -> Vec<String> {
     bus::changes(&system.js).await.iter().map(|change| change.summary()).collect()
 }
 
-/// Publishes something that ingest would not.
+/// Publishes a payload that ingest would not publish.
 async fn publish(system: &System, issue: u64, payload: &str) -> u64 {
     wait::until("the stream of events", || async {
         system.js.get_stream(names::EVENTS).await.ok()
@@ -47,7 +47,7 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     });
     let nonsense = publish(&system, 1, "no event").await;
     publish(&system, 1, &newer.expect("JSON")).await;
-    // The same issue, so the same partition: it stands behind them.
+    // The same issue, so the same partition: this event comes after them.
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).delivery("assigned")).await;
     system.settled(3).await;
     assert_eq!(summaries(&system).await, ["assigned +bot"]);
@@ -75,12 +75,12 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     assert_eq!(system.worker.total("coordinator_dead_letters_total", "undecodable").await, 2.0);
 }
 
-/// A stream of changes that takes so many more, or any number.
+/// Makes the stream of changes take this many more messages, or any number.
 async fn leave_room(system: &System, changes: Option<i64>) {
     let stream = system.js.get_stream(names::CHANGES).await.expect("the stream of changes");
     let there = stream.cached_info().state.messages as i64;
     let config = Config {
-        // None at all would mean no limit.
+        // 0 would mean no limit.
         max_messages: changes.map_or(-1, |more| (there + more).max(1)),
         discard: DiscardPolicy::New,
         ..stream.cached_info().config.clone()
@@ -116,7 +116,7 @@ async fn what_fails_half_way_is_gone_on_with_as_if_it_had_not() {
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
     system.settled(1).await;
     leave_room(&system, Some(1)).await;
-    // An issue that nobody knows yet, and two changes: the second one finds no room.
+    // An unknown issue with two changes: the second change finds no room.
     let both = Issue::new(1, 2).assigned(&["tom"]).state("closed").at(1).delivery("edited");
     system.send_accepted(&both).await;
     tried_again(&system, 2.0).await;
@@ -138,7 +138,8 @@ async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriv
     let letter = dead_letters(&system, 1).await.remove(0);
     assert_eq!(letter.header(dead_letter::ATTEMPTS), "2");
     leave_room(&system, None).await;
-    // The next event of the issue makes good what was parked: it compares with what was told.
+    // The next event of the issue also publishes what was parked: it is compared with what was
+    // published before.
     let closed = Issue::new(1, 1).state("closed").at(3).delivery("closed");
     system.send_accepted(&closed).await;
     system.settled(3).await;
@@ -169,7 +170,7 @@ async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
     let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
     assert_eq!(tests::system::send(&http, ingest.address, &delivery).await.status, 200);
     wait::until_equal("the event", 1, || bus::count(&js, names::EVENTS)).await;
-    // As workers would that take it and die: it is delivered three times and never settled.
+    // Like workers that take the message and die: it is delivered three times and never settled.
     let name = names::consumer_name(subject::partition(1, 1));
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let consumer: PullConsumer = stream.get_consumer(&name).await.expect("the consumer");
@@ -189,7 +190,7 @@ async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
     ingest.stop().await;
 }
 
-/// An issue with so many assignees that their names alone are this large, in bytes.
+/// An issue whose assignees' names alone take this many bytes.
 pub fn crowd(number: u64, bytes: usize) -> Issue {
     let logins: Vec<String> = (0..bytes / 100).map(|n| format!("{n:0100}")).collect();
     let logins: Vec<&str> = logins.iter().map(String::as_str).collect();
@@ -203,7 +204,7 @@ async fn system_with_max_payload(bytes: usize) -> System {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_the_broker_never_takes_is_parked_at_once() {
-    // The change names everybody three times, the event once.
+    // The change names each assignee three times, the event once.
     let system = system_with_max_payload(100_000).await;
     system.send_accepted(&crowd(1, 50_000).delivery("assigned")).await;
     let letters = dead_letters(&system, 1).await;
@@ -229,4 +230,49 @@ async fn an_event_that_no_broker_takes_is_set_aside_in_the_journal_and_stops_not
         system.ingest.metric("coordinator_journal_depth").await
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_does_not_fit_is_parked_without_its_payload_and_stops_nothing() {
+    let nats = Nats::start().await;
+    let js = async_nats::jetstream::new(nats.client().await);
+    let small = Config {
+        name: names::DEAD_LETTERS.into(),
+        subjects: vec![format!("{}.>", names::DEAD_PREFIX)],
+        max_message_size: 1500,
+        ..Config::default()
+    };
+    js.create_stream(small).await.expect("the stream");
+    let system = System::start_on(nats, &[], &[]).await;
+    system.send_accepted(&Issue::new(1, 1).delivery("opened")).await;
+    system.settled(1).await;
+    let sequence = publish(&system, 1, &"no event ".repeat(400)).await;
+    system.send_accepted(&Issue::new(1, 1).state("closed").at(1).delivery("closed")).await;
+    system.settled(3).await;
+    let letters = dead_letters(&system, 1).await;
+    assert_eq!(letters[0].payload, b"");
+    assert_eq!(letters[0].header(dead_letter::SEQUENCE), sequence.to_string());
+    assert_eq!(summaries(&system).await, ["closed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_somebody_changed_is_put_right() {
+    let System { nats, worker, js, .. } = System::start().await;
+    wait::until_equal("a worker that consumes", 200, || async {
+        worker.get("/health/ready").await.0
+    })
+    .await;
+    worker.stop().await;
+    let events = js.get_stream(names::EVENTS).await.expect("the stream");
+    let name = names::consumer_name(7);
+    let mut config = events.consumer_info(&name).await.expect("the consumer").config;
+    (config.max_deliver, config.max_ack_pending) = (2, 64);
+    events.create_consumer(config).await.expect("another consumer");
+    let worker = start_worker(&worker_config(&nats.url(), &[])).await;
+    wait::until_equal("a worker that consumes", 200, || async {
+        worker.get("/health/ready").await.0
+    })
+    .await;
+    let config = events.consumer_info(&name).await.expect("the consumer").config;
+    assert_eq!((config.max_deliver, config.max_ack_pending), (-1, 1));
 }

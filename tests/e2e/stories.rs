@@ -1,6 +1,7 @@
-//! What real Gitea servers sent, through the real pipeline, and what came out.
+//! What real Gitea servers sent, through the real pipeline, and the changes that
+//! result.
 //!
-//! A row is a change: `*` marks one of an issue first seen, `?` one in doubt.
+//! A row is a change: `*` marks a change that is first seen, `?` one in doubt.
 
 use contract::change::Change;
 use serde_json::Value;
@@ -41,7 +42,7 @@ fn row(change: &Change, deliveries: &[Recorded]) -> String {
     format!("{} {}{in_doubt}{first_seen}", &name[..4], change.summary())
 }
 
-/// The changes told of one issue, in their order in the stream.
+/// The changes published of one issue, in their order in the stream.
 async fn told(played: &(System, Vec<Recorded>), repository: &str, number: u64) -> Vec<String> {
     let changes = bus::changes(&played.0.js).await;
     let of_issue =
@@ -49,7 +50,7 @@ async fn told(played: &(System, Vec<Recorded>), repository: &str, number: u64) -
     changes.iter().filter(of_issue).map(|change| row(change, &played.1)).collect()
 }
 
-/// What is remembered of an issue: assignees, state, in doubt.
+/// The stored state of an issue: assignees, state, in doubt.
 async fn remembered(system: &System, key: &str) -> (Vec<String>, String, bool) {
     let bucket = system.js.get_key_value(contract::names::ISSUE_STATE).await.expect("the bucket");
     let value = bucket.get(key).await.expect("an answer").expect("a state");
@@ -86,7 +87,7 @@ async fn everything_that_gitea_1_25_sent() {
                     "0003 assigned +tom",
                     "0004 unassigned -bot",
                     "0005 unassigned -tom",
-                    // Three at once: the lists grow within one second.
+                    // Three assignees at once: the lists grow within one second.
                     "0006 assigned +li-wei",
                     "0007 assigned +bot?",
                     "0008 assigned +tom?",
@@ -108,8 +109,8 @@ async fn everything_that_gitea_1_25_sent() {
             (
                 "docs.site",
                 3,
-                // Eleven within one second. 0049 is byte for byte what 0041 was, as a
-                // redelivery would be, so what it says is told with the next one.
+                // Eleven events within one second. 0049 has the same bytes as 0041, like a
+                // redelivery, so its content is published with the next event.
                 &[
                     "0040 assigned +bot",
                     "0041 unassigned -bot?",
@@ -144,7 +145,7 @@ async fn everything_that_gitea_1_27_sent() {
                     "0003 assigned +tom",
                     "0004 unassigned -bot",
                     "0005 unassigned -tom",
-                    // Three at once: the final list three times.
+                    // Three assignees at once: the final list three times.
                     "0006 assigned +bot +tom +li-wei",
                     "0009 unassigned -bot -tom -li-wei",
                     "0009 assigned +maria",

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::settling::crowd;
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
-/// Where no broker is.
+/// URL at which there is no broker.
 const NOWHERE: &str = "nats://127.0.0.1:1";
 /// A trace that somebody else began.
 const FOREIGN_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -42,10 +42,10 @@ const HTTP: &str = "POST /webhook/gitea";
 const PUBLISH: &str = "publish gitea.issues";
 const PROCESS: &str = "process gitea.issues";
 
-/// Settings beside those that every test needs.
+/// Settings in addition to those that every test needs.
 type Settings<'a> = [(&'a str, &'a str)];
 
-/// Exports to `url`, and soon.
+/// Settings for an export to `url` without much delay.
 fn exporting(url: &str) -> [(&str, &str); 3] {
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url),
@@ -54,11 +54,11 @@ fn exporting(url: &str) -> [(&str, &str); 3] {
     ]
 }
 
-/// Ingest or worker as a process of its own.
+/// Ingest or worker as a separate process.
 struct Service {
     process: Process,
     address: SocketAddr,
-    /// Where health and metrics are.
+    /// Address of health and metrics.
     operator: SocketAddr,
 }
 
@@ -118,7 +118,7 @@ impl Service {
         names
     }
 
-    /// Stops it gracefully; returns all that it printed.
+    /// Stops the process gracefully. Returns all that it printed.
     async fn stop(mut self) -> String {
         self.process.signal("TERM");
         let code = self.process.exited().await.code();
@@ -155,7 +155,7 @@ pub(crate) async fn refuse_changes(js: &jetstream::Context, refuse: bool) {
     js.update_stream(config).await.expect("update the stream");
 }
 
-/// Publishes what is no event, straight to the stream of events.
+/// Publishes a message that is not an event, directly to the stream of events.
 async fn publish_garbage(js: &jetstream::Context, id: &str, payload: &str) -> String {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", id);
@@ -176,7 +176,7 @@ fn assigned(number: u64) -> Delivery {
     Issue::new(1, number).assigned(&["bot"]).delivery("assigned")
 }
 
-/// The same, signed with another secret.
+/// The delivery of [`assigned`], signed with another secret.
 fn forged(number: u64) -> Delivery {
     let delivery = assigned(number);
     let signature = sign("another", &delivery.body);
@@ -195,7 +195,7 @@ fn one<'a>(spans: &'a [Span], name: &str) -> &'a Span {
     span
 }
 
-/// All spans but those of jobs, which have traces of their own.
+/// All spans except the spans of jobs, which have traces of their own.
 fn of_deliveries(receiver: &Receiver) -> Vec<String> {
     let spans = receiver.spans().into_iter().map(|span| span.name);
     spans.filter(|name| !["lag", "journal_upkeep"].contains(&name.as_str())).collect()
@@ -330,7 +330,7 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
         ],
     );
 
-    // Whoever reads an event or a change goes on where these spans end.
+    // A reader of an event or a change continues the trace from these spans.
     for (stream, span) in [(names::EVENTS, publish), (names::CHANGES, handle)] {
         let stored = bus::messages(&js, stream).await.expect("the stream");
         let traceparents: Vec<_> = stored.iter().map(|m| m.header("traceparent")).collect();
@@ -429,7 +429,8 @@ async fn each_attempt_is_a_span_and_those_that_failed_tell_why() {
         assert_eq!(attempt.links, [(trace.clone(), publish.id.clone())]);
     }
 
-    // The causes are told at a higher level; the fate is one line however often it was tried.
+    // The causes are logged at a higher level. The outcome is one line, whatever the number of
+    // attempts.
     let fates = fates(&output, delivery.id());
     assert_eq!(fates.len(), 1, "{fates:#?}");
     assert_eq!(
@@ -495,7 +496,7 @@ async fn a_refusal_is_the_clients_error_and_a_full_journal_is_ours() {
     assert_eq!(ingest.send(&refused).await.status, 401);
     let invalid = Delivery::signed(&json!({"action": "opened"}), "issues");
     assert_eq!(ingest.send(&invalid).await.status, 422);
-    // Random, so that it stays large when it is packed.
+    // Random, so that it stays large when it is compressed.
     let body: String = (0..8_000).map(|_| Uuid::new_v4().to_string()).collect();
     let large = |number| Issue { body: body.clone(), ..Issue::new(1, number) }.delivery("opened");
     let mut kept = Vec::new();
@@ -599,7 +600,7 @@ async fn a_ratio_of_0_exports_no_trace_and_tells_the_next_one_so() {
     let url = receiver.url();
     let settings = [&exporting(&url)[..], &[("OTEL_TRACES_SAMPLER_ARG", "0")]].concat();
     let ingest = Service::ingest(&nats.url(), data.path(), &settings).await;
-    // At the worker the ratio is 1: it is for whoever begins a trace to decide.
+    // The worker's ratio is 1, but the process that begins a trace decides.
     let worker = Service::worker(&nats.url(), &exporting(&url)).await;
     let deliveries: Vec<_> = (1..=5).map(assigned).collect();
     for delivery in &deliveries {
@@ -607,7 +608,7 @@ async fn a_ratio_of_0_exports_no_trace_and_tells_the_next_one_so() {
     }
     let js = reader(&nats).await;
     settled(&js, 5).await;
-    // That they export at all is seen at their metrics.
+    // Their metrics show that they export at all.
     for (service, metric) in [
         ("coordinator-ingest", "coordinator.deliveries"),
         ("coordinator-worker", "coordinator.events"),
@@ -653,7 +654,7 @@ async fn without_an_endpoint_nothing_exports_and_nothing_is_complained_about() {
         let output = service.stop().await;
         assert_eq!(complaints(&output), [json!(null); 0], "{output}");
     }
-    // A reader that does export finds the delivery's trace all the same, and is asked to.
+    // A reader that exports traces still finds the delivery's trace, marked as sampled.
     for stream in [names::EVENTS, names::CHANGES] {
         let stored = bus::messages(&js, stream).await.expect("the stream");
         let traceparents: Vec<_> = stored.iter().map(|m| m.header("traceparent")).collect();
@@ -728,7 +729,8 @@ async fn what_no_broker_takes_has_a_line_that_says_why() {
     assert!(line["reason"].as_str().expect("a reason").contains("50000 bytes"), "{line}");
 }
 
-/// Sends requests that are refused, with a line each, on one connection without waiting for answers.
+/// Sends requests that are refused, each with a log line, on one connection, without waiting for
+/// answers.
 async fn refused_at_once(address: SocketAddr, count: usize) {
     let head = "POST /webhook/gitea HTTP/1.1\r\nHost: ingest\r\nContent-Length: 0\r\n";
     let requests = format!("{head}\r\n").repeat(count - 1) + head + "Connection: close\r\n\r\n";
@@ -760,8 +762,8 @@ async fn a_log_that_nobody_reads_holds_up_nothing_and_what_it_loses_is_counted()
     ingest.accepts(&assigned(1)).await;
 }
 
-/// Two deliveries that are accepted, the first of them again, one that is
-/// forged and one that is of no interest.
+/// Two accepted deliveries, of which the first is sent twice, one forged delivery
+/// and one ignored delivery.
 struct Told {
     accepted: [Delivery; 2],
     forged: Delivery,
@@ -770,7 +772,7 @@ struct Told {
     worker: String,
 }
 
-/// Has one delivery of each fate told in this format.
+/// Logs deliveries of each outcome in this format.
 async fn told(format: &str) -> Told {
     let (nats, data) = (Nats::start().await, temp_dir());
     let settings = [("LOG_LEVEL", "info"), ("LOG_FORMAT", format)];
@@ -931,7 +933,7 @@ async fn metrics_tell_what_came_what_became_of_it_and_how_long_it_took() {
     }
     publish_garbage(&js, "garbage", "no event").await;
     settled(&js, 3).await;
-    // From here on nothing can be told, so this one stays with the worker.
+    // From here on no change can be published, so this event stays with the worker.
     refuse_changes(&js, true).await;
     ingest.accepts(&assigned(5)).await;
 

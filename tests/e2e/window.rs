@@ -1,5 +1,5 @@
 //! The journal's window: what is offered again and what is not, what is set
-//! aside, and what keeps the mark from moving.
+//! aside, and what holds back the low-water mark.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -19,7 +19,7 @@ use crate::settling::crowd;
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 
-/// An ingest as a process of its own.
+/// An ingest as a separate process.
 struct Ingest {
     process: Process,
     address: SocketAddr,
@@ -50,7 +50,7 @@ impl Ingest {
     }
 }
 
-/// The write lock of a journal: whoever else writes finds it locked.
+/// Takes the write lock of a journal, so that another writer finds it locked.
 fn lock(data: &Path) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(data.join("journal.db")).expect("the journal");
     connection.execute_batch("BEGIN IMMEDIATE").expect("the lock");
@@ -77,13 +77,13 @@ async fn what_was_confirmed_before_a_long_stop_is_not_stored_again() {
     wait::until_equal("six events", 6, || bus::count(&js, names::EVENTS)).await;
     assert!(!publish(&js, "probe").await);
     ingest.ends_at("TERM").await;
-    // Once the broker has forgotten this id it has forgotten the six that came before.
+    // Once the broker has forgotten this id, it has forgotten the six earlier ones.
     wait::until("the dedup window to end", || async {
         (!publish(&js, "probe").await).then_some(())
     })
     .await;
     let ingest = Ingest::start(&nats.url(), data.path(), &settings).await;
-    // Of the same issue, so it comes behind all that would be offered again.
+    // An event of the same issue comes after all that would be offered again.
     ingest.accepts(&Issue::new(1, 1).at(7).delivery("edited")).await;
     ingest.shows("coordinator_journal_depth", 0.0).await;
     let events = bus::messages(&js, names::EVENTS).await.expect("the stream");

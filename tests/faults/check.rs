@@ -1,6 +1,6 @@
-//! The checker. It knows what was sent, what was answered and what stands on
-//! the broker in the end, and nothing of the product's code: what must follow
-//! is written down here a second time, from the documents.
+//! The checker. It knows what was sent, what was answered and what the broker
+//! holds at the end. It shares no code with the product: the rules are
+//! implemented here a second time, from the documents.
 
 mod changes;
 mod deliveries;

@@ -1,11 +1,11 @@
-//! The clock of the services, which libfaketime lets jump, and our own, which does not.
+//! The clock of the services, which libfaketime lets jump, and our own clock, which does not.
 
 use std::{
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Where Debian's package `libfaketime` and others put it.
+/// Where Debian's package `libfaketime` and others install the library.
 const LIBRARIES: [&str; 3] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
@@ -18,7 +18,7 @@ pub fn now() -> i64 {
     since.as_micros() as i64
 }
 
-/// A clock that processes are given.
+/// The clock that the services use.
 pub struct FakeClock {
     library: &'static str,
     file: PathBuf,
@@ -33,7 +33,7 @@ impl FakeClock {
         Some(clock)
     }
 
-    /// What a process needs in its environment to go by it.
+    /// The environment variables with which a process uses this clock.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("LD_PRELOAD", self.library.to_owned()),
@@ -44,9 +44,9 @@ impl FakeClock {
         ]
     }
 
-    /// Sets it as many seconds ahead.
+    /// Sets the clock `seconds` ahead of the real time.
     pub fn jump(&self, seconds: i64) {
-        // Replaced as a whole: a process may be reading it.
+        // The file is replaced as a whole, since a process may be reading it.
         let new = self.file.with_extension("new");
         std::fs::write(&new, format!("{seconds:+}s\n")).expect("write the clock");
         std::fs::rename(&new, &self.file).expect("replace the clock");

@@ -9,14 +9,14 @@ use std::{
 /// Room for the deliveries that a run keeps at once; the write-ahead log alone may take 64 MiB.
 const SIZE: &str = "size=256m";
 
-/// A directory on a file system of its own where that can be mounted, else a plain one.
+/// A directory on its own file system if that can be mounted, else a plain directory.
 pub struct Disk {
     dir: PathBuf,
     mounted: bool,
 }
 
 impl Disk {
-    /// Makes it at `dir`.
+    /// Creates the directory at `dir`.
     pub fn mount(dir: PathBuf) -> Self {
         fs::create_dir_all(&dir).expect("create a directory");
         let mounted =
@@ -24,7 +24,7 @@ impl Disk {
         Self { dir, mounted }
     }
 
-    /// Where a journal goes.
+    /// Directory of the journal.
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
@@ -34,14 +34,14 @@ impl Disk {
         self.mounted
     }
 
-    /// Takes all room that is left.
+    /// Takes all space that is left.
     pub fn fill(&self) {
-        // Block by block to the last one: fallocate alone gives up at less.
+        // Written block by block to the last one: fallocate alone leaves some space.
         let ballast = format!("of={}", self.ballast().display());
         run(Command::new("dd").args(["if=/dev/zero", "bs=64k", &ballast]));
     }
 
-    /// Gives it back.
+    /// Gives the space back.
     pub fn free(&self) {
         let _ = fs::remove_file(self.ballast());
     }
@@ -50,7 +50,7 @@ impl Disk {
         self.dir.join("ballast")
     }
 
-    /// Copies the journal to where it stays.
+    /// Copies the journal to `to`, where it is kept.
     pub fn keep(&self, to: &Path) {
         run(Command::new("cp").arg("-r").arg(self.data()).arg(to));
     }

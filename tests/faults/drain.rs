@@ -1,4 +1,4 @@
-//! The end of a run: all is well again, and everything that is on its way arrives.
+//! The end of a run: there are no more faults, and everything in flight arrives.
 
 use std::{
     net::SocketAddr,
@@ -16,25 +16,25 @@ use crate::{
     servers::EVENTS,
 };
 
-/// How long it may take. A worker waits up to half a minute before it tries again.
+/// How long the end may take. A worker waits up to half a minute before it tries again.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// How long nothing may have moved. The relay offers all again after a
-/// reconnect, and what it offers is not counted anywhere.
+/// How long nothing must change before all counts as arrived. The relay offers all
+/// entries again after a reconnect, and these offers are not counted anywhere.
 const QUIET: Duration = Duration::from_secs(8);
 
-/// What stands on the broker in the end.
+/// What the broker holds at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Drained {
     /// Events.
     pub events: usize,
     /// Changes.
     pub changes: usize,
-    /// How often an event was handed out that had been handed out before.
+    /// Number of redeliveries of events.
     pub handed_out_again: u64,
 }
 
-/// Waits until everything has arrived, and writes down what stands on the
-/// broker. Err with what did not arrive; it is written down then, too.
+/// Waits until everything has arrived, and writes what the broker holds into `dir`.
+/// Err with what did not arrive. The content of the broker is written then, too.
 pub async fn drain(
     js: &jetstream::Context,
     ingests: [SocketAddr; 2],
@@ -70,7 +70,7 @@ pub async fn drain(
     }
 }
 
-/// Depths of the journals, what they set aside, the last event, and the workers' lag.
+/// Depths of the journals, entries that they set aside, the last event, and the workers' lag.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct State {
     depths: [u64; 2],

@@ -12,13 +12,13 @@ use crate::{clock::FakeClock, disk::Disk};
 
 /// How long a service may take to listen: two cores are shared by many processes.
 const START: Duration = Duration::from_secs(30);
-/// Well above how old a tail is when it is lost, and what the clock jumps.
+/// Well above the age of a tail that is lost, and above a jump of the clock.
 const RETENTION_SECS: &str = "300";
-/// So little that a lost tail is lost.
+/// So short that a lost tail stays lost.
 const FORGETFUL_RETENTION_SECS: &str = "1";
-/// After how long a dead worker's message is given to another.
+/// Time after which a dead worker's message is redelivered.
 const ACK_WAIT_SECS: &str = "2";
-/// More than a schedule of faults can spoil: a dead letter would be a violation.
+/// More attempts than a schedule of faults can make fail: a dead letter would be a violation.
 const MAX_ATTEMPTS: &str = "100000";
 
 /// Where services find the broker, and how many copies it keeps.
@@ -40,7 +40,7 @@ pub struct Fleet {
     retention_secs: &'static str,
     /// Disks of the two ingests.
     pub disks: [Disk; 2],
-    /// The clock of all of them, if it can be moved.
+    /// The clock of all services, if it can be moved.
     pub clock: Option<FakeClock>,
     addresses: [SocketAddr; 2],
     ingests: [Option<Process>; 2],
@@ -49,7 +49,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Nothing runs yet. Logs go into `dir`.
+    /// A fleet of which nothing runs yet. Logs go into `dir`.
     pub fn new(dir: &Path, to_broker: ToBroker, forgetful: bool) -> Self {
         let port = || {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
@@ -70,7 +70,7 @@ impl Fleet {
         }
     }
 
-    /// Where the ingests listen, also while they do not run.
+    /// Addresses of the ingests, also while they do not run.
     pub fn addresses(&self) -> [SocketAddr; 2] {
         self.addresses
     }
@@ -144,13 +144,13 @@ impl Fleet {
         self.keep_log("worker", &process);
     }
 
-    /// Ends an ingest with SIGTERM. Err with what is wrong with its end.
+    /// Ends an ingest with SIGTERM. Err if it does not end with 0.
     pub async fn end_ingest(&mut self, n: usize) -> Result<(), String> {
         let Some(process) = self.ingests[n].take() else { return Ok(()) };
         self.end("ingest", process).await
     }
 
-    /// Ends a worker with SIGTERM. Err with what is wrong with its end.
+    /// Ends a worker with SIGTERM. Err if it does not end with 0.
     pub async fn end_worker(&mut self, n: usize) -> Result<(), String> {
         let process = self.workers.remove(n);
         self.end("worker", process).await

@@ -1,8 +1,8 @@
-//! fsync as a bad disk does it, by way of strace.
+//! System calls as on a bad disk, by strace.
 
 use std::process::{Child, Command, Stdio};
 
-/// What becomes of a system call.
+/// What happens to a system call.
 #[derive(Clone, Copy, Debug)]
 pub enum Spoiled {
     /// Each fsync takes this many microseconds longer.
@@ -13,14 +13,14 @@ pub enum Spoiled {
     NoRoom,
 }
 
-/// Whether there is an strace.
+/// Whether strace is installed.
 pub fn can_be_spoiled() -> bool {
     let mut version = Command::new("strace");
     version.arg("-V").stdout(Stdio::null()).stderr(Stdio::null());
     version.status().is_ok_and(|status| status.success())
 }
 
-/// Spoils the calls of a process until it is dropped.
+/// Spoils the system calls of a process until dropped.
 pub struct Spoiler(Child);
 
 impl Spoiler {
@@ -44,8 +44,8 @@ impl Spoiler {
 
 impl Drop for Spoiler {
     fn drop(&mut self) {
-        // It lets go of the process when told to end, and leaves it stopped when killed.
-        // It has ended by itself when the process has.
+        // On SIGTERM strace detaches from the process. On SIGKILL it leaves the process stopped.
+        // strace ends by itself when the process has ended.
         if matches!(self.0.try_wait(), Ok(None)) {
             tests::process::signal(self.0.id(), "TERM");
         }

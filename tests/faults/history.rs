@@ -1,4 +1,4 @@
-//! What a Gitea server would send: issues that change, told as Gitea tells it.
+//! What a Gitea server would send: issues that change, with events as Gitea sends them.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -22,9 +22,9 @@ const PEOPLE: [&str; 5] = ["ann", "bot", "li-wei", "maria", "tom"];
 pub struct Outgoing {
     /// The request.
     pub delivery: Delivery,
-    /// What is known of it before it is sent.
+    /// Its record, as far as it is known before the delivery is sent.
     pub sent: Sent,
-    /// How long it is held up on its way, so that later ones overtake it.
+    /// How long the delivery is delayed, so that later ones overtake it.
     pub held: Duration,
     /// Chooses among the ingests.
     pub choice: usize,
@@ -89,7 +89,8 @@ impl History {
         }
     }
 
-    /// An issue is opened, sometimes with assignees: then those come first, without a time.
+    /// Opens an issue, sometimes with assignees. The events of the assignees then come first,
+    /// without a time.
     fn create(&mut self) {
         let repository = self.rng.i64(1..=7);
         let mut active = Active {
@@ -136,13 +137,14 @@ impl History {
         let mut new = self.some_people();
         new.retain(|login| !there.contains(login));
         if self.rng.bool() {
-            // As until 1.26: one event each, the lists cumulative.
+            // As Gitea until 1.26: one event for each assignee, with cumulative lists.
             for login in new {
                 active.issue.assignees.push(login);
                 self.tell(active, "assigned");
             }
         } else if !new.is_empty() {
-            // As since 1.27: one event each, all with the final list and the same bytes.
+            // As Gitea since 1.27: one event for each assignee, all with the final list and the
+            // same bytes.
             let count = new.len();
             active.issue.assignees.extend(new);
             self.tell(active, "assigned");
@@ -171,7 +173,7 @@ impl History {
 
     fn payload(&mut self, active: &mut Active, action: &str) -> Value {
         active.steps += 1;
-        // Rarely too large for the broker, so that its text is cut.
+        // Rarely the payload is too large for the broker, so that the text is cut.
         let words = match self.rng.u16(..2000) {
             0 => 200_000,
             1..100 => 2000,
@@ -210,7 +212,7 @@ impl History {
             }
         }
         self.queue.push_back(first.clone());
-        // A second hook tells the same once more.
+        // A second hook sends the same body again.
         if self.rng.u8(..12) == 0 {
             self.again(first);
         }

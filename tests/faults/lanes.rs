@@ -1,4 +1,4 @@
-//! Two lanes of faults that go on side by side: one has the services, one the broker.
+//! Two lanes of faults that run concurrently: one for the services, one for the broker.
 
 mod broker;
 mod services;
@@ -18,7 +18,7 @@ use crate::{
     records::{Fault, Lines},
 };
 
-/// What both lanes write down.
+/// The log of both lanes.
 #[derive(Clone)]
 pub struct Log(Arc<Mutex<Inner>>);
 
@@ -35,7 +35,7 @@ impl Log {
         Self(Arc::new(Mutex::new(Inner { lines, by_kind: BTreeMap::new(), wrong: Vec::new() })))
     }
 
-    /// Notes a fault that is over.
+    /// Records a fault that is over.
     fn add(&self, step: &Step, began_at: i64, told: String) {
         let mut inner = self.0.lock().expect("no panic");
         println!("{step}; {told}");
@@ -46,7 +46,7 @@ impl Log {
         inner.lines.flush().expect("write faults.jsonl");
     }
 
-    /// Notes what is wrong and no checker can see in the records.
+    /// Records a violation that the checker cannot see in the records.
     pub fn wrong(&self, what: String) {
         println!("WRONG: {what}");
         self.0.lock().expect("no panic").wrong.push(what);

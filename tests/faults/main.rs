@@ -24,17 +24,17 @@ use clap::Parser;
 
 use crate::run::{Order, Result};
 
-/// Violations that are told; all of them stand in the records.
+/// Largest number of violations that are printed. The records hold all of them.
 const TOLD: usize = 20;
 
-/// Spoils everything that can be spoiled around the product, and checks that nothing came of it.
+/// Injects faults everywhere around the product, and checks that they had no effect.
 #[derive(Parser)]
 #[command(name = "faults")]
 struct Args {
-    /// Draws deliveries and faults; a run is repeated with the seed that it printed
+    /// Seed of deliveries and faults; a run is repeated with the seed that it printed
     #[arg(long)]
     seed: Option<u64>,
-    /// Least number of deliveries
+    /// Smallest number of deliveries
     #[arg(long, default_value_t = 100_000)]
     deliveries: usize,
     /// Number of faults
@@ -43,16 +43,16 @@ struct Args {
     /// A run of some minutes: 12000 deliveries and 100 faults
     #[arg(long)]
     short: bool,
-    /// On this kind of broker alone; without it three fifths go to one server, the rest to three
+    /// Only this kind of broker; without it three fifths of a run use one server, the rest three
     #[arg(long, value_parser = ["single", "cluster"])]
     only: Option<String>,
-    /// Keep the records although nothing is wrong
+    /// Keep the records even if nothing is wrong
     #[arg(long)]
     keep: bool,
-    /// Faults of this kind alone, as named in the table; several by repeating it
+    /// Only faults of this kind, as named in the table; several by repeating it
     #[arg(long, value_name = "KIND")]
     kind: Vec<String>,
-    /// A control that must fail: journals keep nothing for the broker's sake, so a lost tail is lost
+    /// A control that must fail: journals do not keep what was published, so a lost tail stays lost
     #[arg(long)]
     forgetful: bool,
     /// Check the records of an earlier run, and nothing else
@@ -61,7 +61,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    // The services are this very program, so that what is tested is what was just built.
+    // This program also runs as the services, so that the run tests what was just built.
     if let Some(ended) = tests::services::named_by_first_argument() {
         return ended;
     }

@@ -20,7 +20,7 @@ pub enum Service {
     /// SIGKILL of all workers while the broker answers nothing, so that each
     /// dies between change, state and ack.
     KillWorkersInTheMiddle,
-    /// Another number of workers and of ingests that are sent to.
+    /// Another number of workers, and of ingests that receive deliveries.
     Rescale,
     /// No room on the disk of a journal.
     FullDisk,
@@ -28,7 +28,7 @@ pub enum Service {
     SlowFsync,
     /// Each fsync of an ingest fails.
     FailingFsync,
-    /// SIGKILL of an ingest, and what was not yet synced of its journal is torn.
+    /// SIGKILL of an ingest, and the end of its journal that was not yet synced is torn.
     TornJournal,
     /// The clock of ingests and workers jumps, and back.
     ClockJump,
@@ -45,13 +45,13 @@ pub enum Broker {
     Away,
     /// All connections are cut.
     Cut,
-    /// Everything takes longer.
+    /// All traffic is delayed.
     Delay,
-    /// Nothing goes through, and then all of it.
+    /// No traffic goes through, and then all of it.
     Stall,
-    /// Connections are accepted and what comes in is thrown away.
+    /// Connections are accepted, and incoming bytes are discarded.
     HalfOpen,
-    /// A thin line.
+    /// Connections are throttled.
     Throttle,
     /// The stream of events takes nothing.
     FullEvents,
@@ -71,7 +71,7 @@ pub enum Broker {
     StopEventsLeader,
 }
 
-/// Either.
+/// A fault of one of the two lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// See [`Service`].
@@ -85,30 +85,30 @@ pub enum Kind {
 pub struct Step {
     /// Its number.
     pub n: usize,
-    /// How long all is well before it, on its side.
+    /// Time without a fault before it, in its lane.
     pub pause: Duration,
     /// What is done.
     pub kind: Kind,
-    /// For how long.
+    /// How long the fault lasts.
     pub lasts: Duration,
-    /// Seed of whatever else it draws: which process, which byte.
+    /// Seed of its other random choices: which process, which byte.
     pub seed: u64,
 }
 
 /// What a run's machine and broker allow.
 #[derive(Clone, Copy, Debug)]
 pub struct Means {
-    /// Three servers and not one.
+    /// Three servers instead of one.
     pub cluster: bool,
-    /// There is a libfaketime.
+    /// libfaketime is installed.
     pub clock: bool,
-    /// There is an strace.
+    /// strace is installed.
     pub strace: bool,
     /// A small file system is mounted, or strace can do the same.
     pub disk: bool,
 }
 
-/// The schedule: services and broker are two lanes that go on side by side.
+/// The schedule: services and broker are two lanes that run concurrently.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Faults of services.
@@ -117,11 +117,11 @@ pub struct Plan {
     pub broker: Vec<Step>,
 }
 
-/// Faults from which on the broker is also away for minutes.
+/// From this number of faults on, the broker is also away for minutes.
 const LONG_RUN: usize = 300;
 
 impl Plan {
-    /// Draws `count` faults, of these kinds alone if any are named.
+    /// Draws `count` faults at random, of the kinds in `only` if there are any.
     pub fn draw(rng: &mut Rng, count: usize, means: Means, only: &[String]) -> Self {
         let named = |kind: Kind| only.is_empty() || only.iter().any(|name| name == kind.name());
         let (mut services, mut broker) = (Vec::new(), Vec::new());
@@ -133,7 +133,7 @@ impl Plan {
         let (mut services_end, mut broker_end) = (Duration::ZERO, Duration::ZERO);
         for n in 1..=count {
             let seed = rng.u64(..);
-            // To the lane that is free first, so that both end at about the same time.
+            // It goes to the lane that is free first, so that both end at about the same time.
             if broker_kinds.is_empty() || !service_kinds.is_empty() && services_end <= broker_end {
                 let Some(kind) = deal(rng, &mut service_deck, &service_kinds) else { break };
                 let (pause, lasts) = (millis(rng, 200, 1500), service_lasts(rng, kind));
@@ -152,14 +152,14 @@ impl Plan {
         Self { services, broker }
     }
 
-    /// How long it takes, without what the processes need to start.
+    /// How long the schedule takes, without the time that processes need to start.
     pub fn duration(&self) -> Duration {
         let sum = |steps: &[Step]| steps.iter().map(|step| step.pause + step.lasts).sum();
         Duration::max(sum(&self.services), sum(&self.broker))
     }
 }
 
-/// From a shuffled deck, so that every kind comes once before one comes twice.
+/// Deals from a shuffled deck, so that every kind comes once before one comes twice.
 fn deal<T: Copy>(rng: &mut Rng, deck: &mut Vec<T>, all: &[T]) -> Option<T> {
     if deck.is_empty() {
         deck.extend(all);

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of one server, which can be made as bad as networks are.
+//! A TCP proxy in front of one server, which can behave like a bad network.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,23 +15,23 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What the line does to what goes through.
+/// What the line does to traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// Nothing.
     Good,
-    /// Holds everything back for as long.
+    /// Delays all traffic by this time.
     Delayed(Duration),
-    /// Lets through as many bytes a second, each way of each connection.
+    /// Lets through this many bytes a second, each way of each connection.
     Thin(u32),
-    /// Holds everything back until it is good again: a partition that heals.
+    /// Holds all traffic back until the line is good again: a partition that heals.
     Stalled,
-    /// Takes everything and throws it away; connections that lost something
-    /// are cut in the end.
+    /// Accepts all traffic and discards it. Connections that lost something are
+    /// cut at the end.
     HalfOpen,
 }
 
-/// A proxy. Ends with its connections when dropped.
+/// A proxy. Dropping it ends its connections.
 pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
@@ -55,7 +55,7 @@ impl Proxy {
         Self { address, line, cuts, task }
     }
 
-    /// What the line does from now on.
+    /// Sets what the line does from now on.
     pub fn set(&self, line: Line) {
         self.line.send_replace(line);
     }

@@ -1,4 +1,4 @@
-//! Reads the broker from outside: changes while they come, and all of it at the end.
+//! Reads the broker from outside: changes as they come, and everything at the end.
 
 use std::{
     collections::HashSet,
@@ -23,19 +23,19 @@ use crate::{
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Dead letters.
+/// The stream of dead letters.
 const DEAD: &str = "GITEA_ISSUES_DEAD";
 /// How long the next message of a dump may take.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// A subscriber of changes, as an agent would be, that writes down what it gets.
+/// A subscriber of changes, like an agent, that records what it receives.
 pub struct Subscriber {
     log: Arc<Mutex<(Lines, HashSet<String>)>>,
     task: JoinHandle<()>,
 }
 
 impl Subscriber {
-    /// Starts it; it writes `seen.jsonl` into `dir`. Its consumer is there on return.
+    /// Starts the subscriber, which writes `seen.jsonl` into `dir`. Its consumer exists on return.
     pub async fn start(js: jetstream::Context, dir: &Path) -> Self {
         let lines = Lines::create(&dir.join("seen.jsonl")).expect("create seen.jsonl");
         let log = Arc::new(Mutex::new((lines, HashSet::new())));
@@ -45,7 +45,7 @@ impl Subscriber {
         let its_log = Arc::clone(&log);
         let task = tokio::spawn(async move {
             loop {
-                // Whatever ended it: the consumer remembers how far it came.
+                // Every error is followed by a new start: the durable consumer keeps its position.
                 let _ = subscribe(&js, &its_log).await;
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
@@ -53,12 +53,12 @@ impl Subscriber {
         Self { log, task }
     }
 
-    /// Message ids of all that it has got.
+    /// Message ids of all changes received so far.
     pub fn seen(&self) -> HashSet<String> {
         self.log.lock().expect("no panic").1.clone()
     }
 
-    /// Ends it and hands its log to the system.
+    /// Ends the subscriber, and hands its log to the system.
     pub fn stop(self) {
         self.task.abort();
         self.log.lock().expect("no panic").0.flush().expect("write seen.jsonl");
@@ -72,7 +72,7 @@ async fn consumer(
         durable_name: Some("faults-subscriber".into()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: Duration::from_secs(3),
-        // One after the other, so that order is the stream's.
+        // One message in flight, so that the order is the stream's.
         max_ack_pending: 1,
         ..pull::Config::default()
     };

@@ -1,5 +1,5 @@
-//! What a run writes down, one JSON object a line. The harness writes these
-//! files, the checker reads them, and neither knows more of the other.
+//! The records of a run, one JSON object per line. The harness writes these
+//! files and the checker reads them. They share nothing else.
 
 use std::{
     fs::File,
@@ -33,7 +33,7 @@ pub struct Snapshot {
 pub struct Sent {
     /// `X-Gitea-Delivery`.
     pub id: String,
-    /// What it said.
+    /// Content of the delivery.
     #[serde(flatten)]
     pub snapshot: Snapshot,
     /// The body was sent before under another id.
@@ -59,9 +59,9 @@ pub struct Event {
     pub subject: String,
     /// `Nats-Msg-Id`.
     pub message_id: String,
-    /// The delivery that it says it came from.
+    /// Id of the delivery that the event names.
     pub delivery: String,
-    /// What it says.
+    /// Content of the event.
     #[serde(flatten)]
     pub snapshot: Snapshot,
 }
@@ -73,7 +73,7 @@ pub struct Change {
     pub seq: u64,
     /// `Nats-Msg-Id`.
     pub message_id: String,
-    /// The delivery that it says it follows from.
+    /// Id of the delivery that the change names as its cause.
     pub delivery: String,
     /// Repository id.
     pub repository: i64,
@@ -81,22 +81,22 @@ pub struct Change {
     pub number: u64,
     /// `unassigned`, `closed`, `reopened` or `assigned`.
     pub kind: String,
-    /// Who came.
+    /// Logins that the change adds.
     pub added: Vec<String>,
-    /// Who went.
+    /// Logins that the change removes.
     pub removed: Vec<String>,
-    /// Who is there now.
+    /// Logins that are assigned after the change.
     pub assignees: Vec<String>,
-    /// Whether it says that it may be wrong.
+    /// Whether it is marked as in doubt.
     pub in_doubt: bool,
-    /// Whether it says that the issue was unknown before.
+    /// Whether it is marked as first seen.
     pub first_seen: bool,
 }
 
-/// A change as a subscriber got it while the run went on.
+/// A change as a subscriber received it during the run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// When.
+    /// When the subscriber received it.
     pub at: i64,
     /// Sequence in the stream.
     pub seq: u64,
@@ -115,7 +115,7 @@ pub struct State {
     pub state: String,
     /// Seconds since 1970.
     pub updated_at: Option<i64>,
-    /// Whether it says that it may be wrong.
+    /// Whether it is marked as in doubt.
     pub in_doubt: bool,
 }
 
@@ -130,14 +130,14 @@ pub struct Fault {
     pub began_at: i64,
     /// When it was over.
     pub ended_at: i64,
-    /// What it did, for people.
+    /// Description of the fault, for people.
     pub told: String,
 }
 
-/// The kind of the fault after which what was stored may be gone and come again.
+/// The kind of the fault after which stored messages may be gone and may come again.
 pub const TAIL_LOST: &str = "tail-lost";
 
-/// All that one run wrote down.
+/// All records of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Records {
     /// `sent.jsonl`
@@ -176,7 +176,7 @@ fn read<T: DeserializeOwned>(file: &Path) -> io::Result<Vec<T>> {
     lines.map(|line| serde_json::from_str(&line?).map_err(io::Error::other)).collect()
 }
 
-/// A file of records in the making.
+/// A file of records that is being written.
 pub struct Lines(BufWriter<File>);
 
 impl Lines {
@@ -191,7 +191,7 @@ impl Lines {
         self.0.write_all(b"\n")
     }
 
-    /// Hands all to the system.
+    /// Hands all buffered records to the system.
     pub fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }

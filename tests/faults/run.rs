@@ -1,4 +1,4 @@
-//! One run on one kind of broker: everything is started, spoiled, healed and checked.
+//! One run on one kind of broker: start, faults, recovery and check.
 
 use std::{
     collections::BTreeMap,
@@ -26,36 +26,36 @@ use crate::{
     servers::{self, Servers},
 };
 
-/// Of a schedule's length; processes take time to start and to end.
+/// Factor on a schedule's length, since processes take time to start and to end.
 const STRETCH: f64 = 1.5;
 /// Deliveries a second once there are no more faults.
 const CALM_RATE: f64 = 200.0;
 
-/// What is to be done.
+/// What a run has to do.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Draws deliveries and faults.
+    /// Seed of deliveries and faults.
     pub seed: u64,
-    /// Least number of deliveries.
+    /// Smallest number of deliveries.
     pub deliveries: usize,
     /// Number of faults.
     pub faults: usize,
-    /// On three servers, or on one.
+    /// Three servers instead of one.
     pub cluster: bool,
-    /// Journals forget at once what was published.
+    /// Journals do not keep what was published.
     pub forgetful: bool,
-    /// Faults of these kinds alone; of all if empty.
+    /// Only faults of these kinds; faults of all kinds if empty.
     pub kinds: Vec<String>,
 }
 
-/// What came of it.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Result {
     /// What became of the deliveries.
     pub tally: Tally,
     /// Faults by kind.
     pub faults: BTreeMap<&'static str, usize>,
-    /// What stands on the broker.
+    /// What the broker holds at the end.
     pub drained: Drained,
     /// All that is wrong.
     pub violations: Vec<String>,
@@ -65,7 +65,7 @@ pub struct Result {
     pub took: Duration,
 }
 
-/// Does a run.
+/// Executes a run.
 pub async fn run(order: &Order, keep: bool) -> Result {
     let started = Instant::now();
     let name = if order.cluster { "cluster" } else { "single" };
@@ -126,7 +126,7 @@ fn tell(plan: &Plan, means: Means, dir: &Path) {
     println!("records and schedule in {}, means {means:?}", dir.display());
 }
 
-/// All that takes part.
+/// All that takes part in a run.
 struct Stage {
     deliveries: usize,
     plan: Plan,
@@ -174,7 +174,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Both lanes at once.
+    /// Runs both lanes concurrently.
     async fn spoil(&mut self) {
         let broker = BrokerLane {
             servers: Arc::clone(&self.servers),
@@ -199,7 +199,7 @@ impl Stage {
         calm.stop().await;
     }
 
-    /// Everything runs, and runs well.
+    /// Makes everything run without faults.
     async fn heal(&mut self) -> std::result::Result<(), String> {
         self.servers.lock().await.set_lines(true, true, Line::Good);
         if let Some(clock) = &self.services.fleet.clock {

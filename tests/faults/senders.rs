@@ -1,5 +1,5 @@
-//! Senders as Gitea's: several at once, five seconds of patience, and never a
-//! second try.
+//! Senders that behave like Gitea: several at once, a timeout of five seconds,
+//! and no retry.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -23,17 +23,17 @@ use crate::{
 
 /// Gitea's `DELIVER_TIMEOUT`.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Deliveries on their way at once.
+/// Deliveries in flight at once.
 const SENDERS: usize = 8;
 
 /// What became of the deliveries so far.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// All.
+    /// All deliveries.
     pub sent: usize,
-    /// With a body that had been sent before.
+    /// Deliveries with a body that was sent before.
     pub again: usize,
-    /// By status; 0 is none.
+    /// Deliveries by status of the answer; 0 is no answer.
     pub by_status: BTreeMap<u16, usize>,
 }
 
@@ -43,13 +43,13 @@ struct Log {
     kept: [HashSet<String>; 2],
 }
 
-/// What senders share.
+/// The state that all senders share.
 pub struct Post {
     http: reqwest::Client,
     history: Mutex<History>,
     log: Mutex<Log>,
     addresses: [SocketAddr; 2],
-    /// Both ingests are sent to, and not the first alone.
+    /// Deliveries go to both ingests, and not to the first alone.
     pub both: AtomicBool,
     in_flight: [AtomicUsize; 2],
 }
@@ -106,14 +106,14 @@ impl Post {
         }
     }
 
-    /// Waits until nothing is on its way to an ingest that is dead.
+    /// Waits until nothing is in flight to an ingest that was killed.
     pub async fn nothing_in_flight(&self, ingest: usize) {
         while self.in_flight[ingest].load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Ids of all that this ingest has answered 200.
+    /// Ids of all deliveries that this ingest has answered 200.
     pub fn kept(&self, ingest: usize) -> HashSet<String> {
         self.log.lock().expect("no panic").kept[ingest].clone()
     }
@@ -129,15 +129,15 @@ impl Post {
     }
 }
 
-/// Senders at work.
+/// Running senders.
 pub struct Senders {
     tasks: JoinSet<()>,
     stop: Arc<AtomicBool>,
 }
 
 impl Senders {
-    /// Starts senders that together send `rate` deliveries a second, more for
-    /// a while after they were held up, as a queue would.
+    /// Starts senders that together send `rate` deliveries a second. After a
+    /// delay they send more for a while, like a queue.
     pub fn start(post: &Arc<Post>, rate: f64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let every = Duration::from_secs_f64(SENDERS as f64 / rate);
@@ -155,7 +155,7 @@ impl Senders {
         Self { tasks, stop }
     }
 
-    /// Lets what is on its way be answered, and ends.
+    /// Waits for the answers of deliveries in flight, and ends.
     pub async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.tasks.join_all().await;

@@ -11,7 +11,7 @@ use crate::{
     proxy::{Line, Proxy},
 };
 
-/// The streams whose limits and leaders are touched.
+/// The streams whose limits and leaders the faults affect.
 pub const EVENTS: &str = "GITEA_ISSUES";
 /// See [`EVENTS`].
 pub const CHANGES: &str = "GITEA_CHANGES";
@@ -43,7 +43,7 @@ impl Servers {
         Self { nodes, for_ingests, for_workers }
     }
 
-    /// What services are told of it.
+    /// What services need to reach the broker.
     pub fn to_broker(&self) -> ToBroker {
         let urls = |proxies: &[Proxy]| {
             let urls = proxies.iter().map(|proxy| format!("nats://{}", proxy.address));
@@ -56,7 +56,7 @@ impl Servers {
         }
     }
 
-    /// The servers themselves, for whoever only looks on.
+    /// URLs of the servers themselves, for observers.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(Nats::url).collect()
     }
@@ -67,7 +67,7 @@ impl Servers {
         ingests.chain(self.for_workers.iter().filter(move |_| workers))
     }
 
-    /// What these lines do from now on.
+    /// Sets what these lines do from now on.
     pub fn set_lines(&self, ingests: bool, workers: bool, line: Line) {
         self.lines(ingests, workers).for_each(|proxy| proxy.set(line));
     }
@@ -82,13 +82,13 @@ impl Servers {
         self.nodes.iter_mut().for_each(Nats::kill);
     }
 
-    /// Starts all servers that do not run, and the others anew.
+    /// Starts all servers. Servers that run are restarted.
     pub async fn restart(&mut self) {
         join_all(self.nodes.iter_mut().map(Nats::restart)).await;
     }
 }
 
-/// Makes servers a cluster.
+/// Configures the servers as a cluster.
 fn acquaint(nodes: &mut [Nats]) {
     let listeners: Vec<_> =
         nodes.iter().map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
@@ -96,7 +96,7 @@ fn acquaint(nodes: &mut [Nats]) {
     let routes: Vec<_> =
         (0..nodes.len()).map(|n| format!("nats://127.0.0.1:{}", port(n))).collect();
     for (n, node) in nodes.iter_mut().enumerate() {
-        // Not advertised: clients would go round the proxies.
+        // Not advertised, since clients would bypass the proxies.
         node.set_extra(&format!(
             "server_name: n{n}\ncluster {{ name: c, no_advertise: true, listen: \"127.0.0.1:{}\", routes: [{}] }}",
             port(n),
@@ -105,7 +105,7 @@ fn acquaint(nodes: &mut [Nats]) {
     }
 }
 
-/// A connection of one's own to any of the servers, with patience for elections.
+/// A separate connection to any of the servers, with time for elections.
 pub async fn connect(urls: &[String]) -> jetstream::Context {
     let servers: Vec<async_nats::ServerAddr> =
         urls.iter().map(|url| url.parse().expect("a URL")).collect();
@@ -135,14 +135,14 @@ fn node(name: &str) -> Option<usize> {
     name.strip_prefix('n')?.parse().ok()
 }
 
-/// Makes a stream take nothing more than it has, or all again.
+/// Makes a stream refuse new messages, or take all again.
 pub async fn limit(js: &jetstream::Context, stream: &str, full: bool) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let found = js.get_stream(stream).await.map_err(|e| text(&e))?;
     let info = found.cached_info();
     let mut config = info.config.clone();
     config.max_messages = if full { info.state.messages.max(1) as i64 } else { -1 };
-    // Never the oldest instead: that would be a loss of our own making.
+    // Never drop the oldest message instead: the test itself would cause a loss.
     config.discard = match stream {
         CHANGES if !full => DiscardPolicy::Old,
         _ => DiscardPolicy::New,

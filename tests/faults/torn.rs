@@ -1,5 +1,5 @@
 //! What a power cut may do to a journal: any byte of its write-ahead log that
-//! no completed fsync covers may be missing or be something else.
+//! no completed fsync covers may be missing or have another value.
 
 use std::{
     collections::HashSet,
@@ -15,18 +15,18 @@ use uuid::Uuid;
 const FILE: &str = "journal.db";
 const HEADER: u64 = 32;
 const FRAME_HEADER: u64 = 24;
-/// Where the log's header says which round it is in.
+/// Offset of the salt in the log's header, which identifies the log's round.
 const LOG_SALT: usize = 16;
-/// Where the log's index says so.
+/// Offset of the same salt in the log's index.
 const INDEX_SALT: usize = 32;
-/// Where the log's index says up to which frame it may have been moved into the file.
+/// Offset in the log's index of the last frame that may have been checkpointed into the file.
 const BACKFILL_ATTEMPTED: usize = 128;
-/// Transactions that are looked at from the end.
+/// Number of transactions that are examined, from the end.
 const LOOK_BACK: usize = 4;
 
-/// Tears the end of the journal in `dir`, which nobody has open, at a byte
-/// drawn from those that may be lost: `kept` are the deliveries that were
-/// answered, so a commit that holds one had been synced. Says what it did.
+/// Tears the end of the journal in `dir`, which nobody has open, at a random byte
+/// among those that may be lost. `kept` are the deliveries that were answered, so a
+/// commit that holds one of them was synced. Returns a description for people.
 pub fn tear(dir: &Path, kept: &HashSet<String>, rng: &mut Rng) -> io::Result<String> {
     let wal = dir.join(format!("{FILE}-wal"));
     let Ok(log) = fs::read(&wal) else { return Ok("there is no log to tear".into()) };
@@ -34,7 +34,7 @@ pub fn tear(dir: &Path, kept: &HashSet<String>, rng: &mut Rng) -> io::Result<Str
     let synced = synced(dir, &commits, kept)?.max(moved(dir, &log)?).min(written);
     let mut file = fs::OpenOptions::new().write(true).open(&wal)?;
     if synced == written {
-        // All was answered. What was being written behind it may be anything.
+        // All that was written is synced. The bytes behind it may be anything.
         file.seek(SeekFrom::Start(written))?;
         file.write_all(&noise(rng, 5000))?;
         return Ok("nothing but synced commits; noise behind them".into());
@@ -52,7 +52,7 @@ pub fn tear(dir: &Path, kept: &HashSet<String>, rng: &mut Rng) -> io::Result<Str
 
 fn noise(rng: &mut Rng, bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
-    // Zeros too: blocks that were allocated and never written.
+    // Zeros occur, too: blocks that were allocated and never written.
     if rng.bool() {
         rng.fill(&mut noise);
     }
@@ -68,7 +68,7 @@ fn frame_bytes(log: &[u8]) -> u64 {
     FRAME_HEADER + u64::from(number(log, 8))
 }
 
-/// Where each commit of the log ends, and where the last frame of its current round does.
+/// Where each commit of the log ends, and where the last frame of its current round ends.
 fn frames(log: &[u8]) -> Option<(Vec<u64>, u64)> {
     let salt = log.get(LOG_SALT..LOG_SALT + 8)?;
     let frame = frame_bytes(log);
@@ -81,7 +81,7 @@ fn frames(log: &[u8]) -> Option<(Vec<u64>, u64)> {
             commits.push(at);
         }
     }
-    // Frames without a commit behind the last one were written, too.
+    // Frames after the last commit were written, too.
     (at > HEADER).then_some((commits, at))
 }
 
@@ -89,7 +89,7 @@ fn frames(log: &[u8]) -> Option<(Vec<u64>, u64)> {
 fn synced(dir: &Path, commits: &[u64], kept: &HashSet<String>) -> io::Result<u64> {
     let mut later = ids(dir, *commits.last().expect("the header counts as one"))?;
     for pair in commits.windows(2).rev().take(LOOK_BACK) {
-        // A log that cannot be read any more had been moved so far, and so was synced.
+        // A log that can no longer be read was checkpointed up to here, and so was synced.
         let earlier = ids(dir, pair[0]).unwrap_or_default();
         if later.difference(&earlier).any(|id| kept.contains(id)) {
             return Ok(pair[1]);
@@ -99,11 +99,12 @@ fn synced(dir: &Path, commits: &[u64], kept: &HashSet<String>) -> io::Result<u64
     Ok(commits[commits.len().saturating_sub(LOOK_BACK + 1)])
 }
 
-/// Where those frames end that may have been moved into the file, which only happens after a sync.
+/// Where the frames end that may have been checkpointed into the file. That happens only after a
+/// sync.
 fn moved(dir: &Path, log: &[u8]) -> io::Result<u64> {
     let mut index = [0; BACKFILL_ATTEMPTED + 4];
     fs::File::open(dir.join(format!("{FILE}-shm")))?.read_exact(&mut index)?;
-    // A round that was to begin when all of this one had been moved.
+    // The index is in a new round, which begins after all of this round was checkpointed.
     if index[INDEX_SALT..INDEX_SALT + 8] != log[LOG_SALT..LOG_SALT + 8] {
         return Ok(u64::MAX);
     }
@@ -111,7 +112,7 @@ fn moved(dir: &Path, log: &[u8]) -> io::Result<u64> {
     Ok(HEADER + u64::from(u32::from_ne_bytes(frames)) * frame_bytes(log))
 }
 
-/// Ids of the deliveries in a copy whose log ends here.
+/// Ids of the deliveries in a copy of the journal whose log ends at `end`.
 fn ids(dir: &Path, end: u64) -> io::Result<HashSet<String>> {
     let copy = tests::temp_dir();
     let file: PathBuf = copy.path().join(FILE);

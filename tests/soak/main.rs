@@ -1,5 +1,5 @@
-//! `soak`: steady mixed load through ingest, nats-server and two workers for
-//! as long as asked, and whether anything grew meanwhile. See docs/PERFORMANCE.md.
+//! `soak`: steady mixed load through ingest, nats-server and two workers for a
+//! given time. Reports whether anything has grown. See docs/PERFORMANCE.md.
 
 mod reader;
 mod traffic;
@@ -21,21 +21,21 @@ use crate::{
     watch::{Source, Watch},
 };
 
-/// What is kept for a while is kept for a minute, so that it is at its full size early.
+/// Short limits, so that what is kept for a while reaches its full size early.
 const MINUTE: [&str; 4] = ["--dedup-window-secs", "60", "--stream-max-age-secs", "600"];
 
-/// Sends deliveries at a steady pace and tells whether memory, threads,
+/// Sends deliveries at a steady pace, and reports whether memory, threads,
 /// descriptors or the journal grew, and whether each delivery led to what it should.
 #[derive(Parser)]
 #[command(name = "soak")]
 struct Args {
-    /// How long
+    /// Duration in seconds
     #[arg(long, default_value_t = 300)]
     seconds: u64,
     /// Deliveries a second
     #[arg(long, default_value_t = 300)]
     rate: u64,
-    /// Draws the deliveries
+    /// Seed of the random deliveries
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Writes each sample to this file, as comma-separated values
@@ -69,7 +69,8 @@ async fn soak(args: &Args) -> ExitCode {
         let address = worker.address_in("operator listens").await;
         sources.push(Source::judged(name, worker.pid(), address));
     }
-    // It remembers each issue's subject for as long as there is a state of it, which is for ever.
+    // nats-server remembers each issue's subject while the issue has a state, which is never
+    // removed.
     sources.push(Source::told("nats-server", nats.pid()));
     let reader = Reader::start(&js).await;
 
@@ -88,9 +89,9 @@ async fn soak(args: &Args) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What is on the broker that should not be, or the other way round.
+/// What is on the broker and should not be there, or is missing.
 async fn wrong(js: &jetstream::Context, reader: &Reader, sent: &Sent) -> Vec<String> {
-    // Counted by sequences, as the oldest are no longer there.
+    // Counted by sequences, since the oldest messages are no longer there.
     let stored = async |stream: &str| match js.get_stream(stream).await {
         Ok(stream) => stream.cached_info().state.last_sequence,
         Err(_) => 0,

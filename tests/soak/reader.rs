@@ -1,4 +1,4 @@
-//! A subscriber of changes, as an agent would be.
+//! A subscriber of changes, like an agent.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use contract::names;
 use futures::StreamExt;
 use tests::wait;
 
-/// It acks all that it gets.
+/// The subscriber. It acks every message.
 pub struct Reader {
     read: Arc<AtomicU64>,
 }
@@ -36,7 +36,7 @@ impl Reader {
             let mut messages = consumer.messages().await.expect("messages");
             let mut last = 0;
             while let Some(message) = messages.next().await {
-                // The next round asks again for what an error has cost.
+                // The next round asks again for a message that an error has cost.
                 let Ok(message) = message else { continue };
                 let sequence = message.info().expect("a message of a stream").stream_sequence;
                 if sequence > last {
@@ -49,7 +49,7 @@ impl Reader {
         Self { read }
     }
 
-    /// How many changes it has got.
+    /// How many changes the subscriber has received.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
-//! What is sent: stories of issues that are new all the time, and between their
-//! deliveries what else comes along on a usual day.
+//! The traffic: stories of issues, of which new ones begin all the time. Between
+//! their deliveries come the other requests of a usual day.
 
 use std::{
     net::SocketAddr,
@@ -19,18 +19,19 @@ use tests::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-/// Senders, each with issues of its own, so that the order of an issue's deliveries is certain.
+/// Number of senders. Each has its own issues, so that the order of an issue's deliveries is
+/// certain.
 const SENDERS: u64 = 8;
 /// Repositories that the issues are spread over.
 const REPOSITORIES: u64 = 50;
 /// Most deliveries of one issue.
 const LONGEST_STORY: usize = 13;
-/// Length of the text of an issue that has a long one.
+/// Length of a long issue text, in bytes.
 const LONG_TEXT: usize = 100_000;
-/// Surprises that are told.
+/// Largest number of surprises that are reported.
 const TOLD: usize = 10;
 
-/// An order to send.
+/// What to send.
 pub struct Traffic {
     pub address: SocketAddr,
     pub rate: u64,
@@ -38,23 +39,23 @@ pub struct Traffic {
     pub duration: Duration,
 }
 
-/// What was sent, and what must come of it.
+/// What was sent, and what must follow from it.
 #[derive(Default)]
 pub struct Sent {
     pub deliveries: u64,
     pub issues: u64,
     pub accepted: u64,
-    /// Of these, under an id that had come before.
+    /// Accepted deliveries under an id that was sent before.
     pub duplicates: u64,
     pub ignored: u64,
     pub refused: u64,
     pub events: u64,
     pub changes: u64,
-    /// Answers that should have been others.
+    /// Answers that were not the expected ones.
     pub surprises: Vec<String>,
 }
 
-/// What comes along between two deliveries of a story.
+/// What is sent between two deliveries of a story.
 enum Aside {
     /// The same request once more.
     Repeat,
@@ -64,7 +65,7 @@ enum Aside {
     Stale,
     /// A push.
     Push,
-    /// Signed with another secret.
+    /// A delivery with a wrong signature.
     Unsigned,
     Nothing,
 }
@@ -121,7 +122,7 @@ async fn sender(traffic: Arc<Traffic>, mut random: Rng, issues: Arc<AtomicU64>) 
             }
         }
         if random.u8(..) < 8 {
-            // Its last word, with much text: nothing changes but the text.
+            // The last event of the issue, with a long text: nothing but the text changes.
             sender.event(&long(repository, number, &story), 0).await;
         }
     }
@@ -158,7 +159,7 @@ struct Sender {
     http: reqwest::Client,
     address: SocketAddr,
     started: Instant,
-    /// From one delivery to the next.
+    /// Time from one delivery to the next.
     pace: Duration,
     sent: Sent,
 }
@@ -193,7 +194,7 @@ impl Sender {
         self.send(&unsigned, 401, "").await;
     }
 
-    /// Sends when it is due.
+    /// Sends a delivery when it is due.
     async fn send(&mut self, delivery: &Delivery, status: u16, says: &str) {
         let due = self.pace.mul_f64(self.sent.deliveries as f64);
         tokio::time::sleep_until((self.started + due).into()).await;

@@ -1,14 +1,14 @@
-//! What each process takes of the machine, looked at once a second, and
-//! whether that has grown.
+//! Resource usage of each process, sampled once a second, and whether it has
+//! grown.
 
 use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use ::tests::usage::Usage;
 use tokio::{task::JoinHandle, time::interval};
 
-/// What is looked at of one process, and how much more it may be later than earlier: a share, and
-/// so much whatever the share. Memory goes up by a step when a machine that stalls makes more wait
-/// at once than ever before; what leaks a hundred bytes with each delivery is found in five minutes.
+/// What is measured of one process, and how much it may grow: by `share`, or by `least` if that is
+/// more. Memory grows by a step when a stall of the machine makes more requests wait at once than
+/// ever before. A leak of a hundred bytes with each delivery is found in five minutes.
 const MEASURES: [Measure; 4] = [
     Measure { name: "memory", unit: 1e6, share: 0.1, least: 4e6, decimals: 1 },
     Measure { name: "descriptors", unit: 1.0, share: 0.0, least: 4.0, decimals: 0 },
@@ -24,11 +24,11 @@ struct Measure {
     decimals: usize,
 }
 
-/// A process.
+/// A process that is watched.
 pub struct Source {
     name: &'static str,
     pid: u32,
-    /// Scraped each time, as Prometheus does.
+    /// Metrics, scraped with each sample, as Prometheus does.
     metrics: Option<SocketAddr>,
     file: Option<PathBuf>,
     judged: bool,
@@ -36,18 +36,18 @@ pub struct Source {
 }
 
 impl Source {
-    /// One that must not grow. Its metrics are at `address`.
+    /// A process that must not grow. Its metrics are at `address`.
     pub fn judged(name: &'static str, pid: u32, address: SocketAddr) -> Self {
         let samples = Vec::new();
         Self { name, pid, metrics: Some(address), file: None, judged: true, samples }
     }
 
-    /// One that is only told of.
+    /// A process that is only reported.
     pub fn told(name: &'static str, pid: u32) -> Self {
         Self { name, pid, metrics: None, file: None, judged: false, samples: Vec::new() }
     }
 
-    /// With a file that it writes.
+    /// Also watches a file that the process writes.
     pub fn with_file(mut self, file: PathBuf) -> Self {
         self.file = Some(file);
         self
@@ -69,11 +69,11 @@ impl Source {
     }
 }
 
-/// At work until finished.
+/// A running watch.
 pub struct Watch(JoinHandle<Vec<Source>>);
 
 impl Watch {
-    /// Looks at `sources` for `duration`.
+    /// Samples `sources` for `duration`.
     pub fn start(mut sources: Vec<Source>, duration: Duration, file: Option<PathBuf>) -> Self {
         Self(tokio::spawn(async move {
             let mut file = file.map(|file| std::fs::File::create(file).expect("create the file"));
@@ -97,7 +97,7 @@ impl Watch {
         }))
     }
 
-    /// Prints what was seen, and returns what has grown.
+    /// Prints the measurements, and returns what has grown.
     pub async fn finish(self) -> Vec<String> {
         let sources = self.0.await.expect("no panic");
         println!("| | | second quarter | last quarter | most | |\n|---|---|---|---|---|---|");
@@ -141,7 +141,7 @@ impl Measure {
     }
 }
 
-/// Medians of the second quarter, when all has warmed up, and of the last one.
+/// Medians of the second quarter, when everything has warmed up, and of the last quarter.
 fn quarters(values: &[f64]) -> (f64, f64) {
     let quarter = values.len() / 4;
     (median(&values[quarter..2 * quarter]), median(&values[values.len() - quarter..]))

@@ -1,4 +1,4 @@
-//! What is on the broker, as a reader outside sees it.
+//! What is on the broker, as an outside reader sees it.
 
 use async_nats::jetstream::{
     self,
@@ -63,7 +63,7 @@ pub fn header_map(headers: &contract::envelope::Headers) -> async_nats::HeaderMa
     map
 }
 
-/// How many messages a stream holds; none while it is not there.
+/// How many messages a stream holds; 0 while it is not there.
 pub async fn count(js: &jetstream::Context, stream: &str) -> u64 {
     match js.get_stream(stream).await {
         Ok(mut stream) => stream.info().await.map_or(0, |info| info.state.messages),

@@ -17,7 +17,7 @@ type Key = (i64, u64);
 /// Checks the streams of a broker against the deliveries that were answered 200.
 ///
 /// # Panics
-/// With all that is violated.
+/// With a list of all violations.
 pub async fn kept(js: &jetstream::Context, accepted: &[Delivery]) {
     let (events, changes) = (bus::events(js).await, bus::changes(js).await);
     let mut violations = violations(accepted, &events, &changes);
@@ -25,10 +25,10 @@ pub async fn kept(js: &jetstream::Context, accepted: &[Delivery]) {
     assert!(violations.is_empty(), "{}", report(&violations));
 }
 
-/// As [`kept`], where the events of one issue came by several ways and so in any order.
+/// Like [`kept`], but the events of one issue came by several ways and so in any order.
 ///
 /// # Panics
-/// With all that is violated.
+/// With a list of all violations.
 pub async fn kept_in_any_order(js: &jetstream::Context, accepted: &[Delivery]) {
     let violations = violations(accepted, &bus::events(js).await, &bus::changes(js).await);
     assert!(violations.is_empty(), "{}", report(&violations));
@@ -39,7 +39,7 @@ fn report(violations: &[String]) -> String {
     format!("{} violations:\n  {shown}", violations.len())
 }
 
-/// All that is wrong with the events and changes that came of these deliveries.
+/// All that is wrong with the events and changes that followed from these deliveries.
 pub fn violations(accepted: &[Delivery], events: &[IssueEvent], changes: &[Change]) -> Vec<String> {
     let mut violations = wrong_events(accepted, events);
     violations.extend(repeated_changes(changes));
@@ -47,7 +47,7 @@ pub fn violations(accepted: &[Delivery], events: &[IssueEvent], changes: &[Chang
     violations
 }
 
-/// Every 200 has one event with its id, which says what the delivery said; no event is there twice.
+/// Every 200 must have one event with its id and its content, and no event may be there twice.
 fn wrong_events(accepted: &[Delivery], events: &[IssueEvent]) -> Vec<String> {
     let mut by_id: HashMap<&str, Vec<&IssueEvent>> = HashMap::new();
     for event in events {
@@ -114,7 +114,7 @@ impl Folded {
         }
     }
 
-    /// Applies a change; returns what cannot be in it.
+    /// Applies a change. Returns what in it is impossible.
     fn apply(&mut self, change: &Change) -> Vec<String> {
         let mut wrong = Vec::new();
         for login in &change.added {
@@ -132,7 +132,7 @@ impl Folded {
             ChangeKind::Reopened => false,
             ChangeKind::Assigned | ChangeKind::Unassigned => return wrong,
         };
-        // Of an issue not seen before, `reopened` is believed although it counts as open.
+        // For an issue not seen before, `reopened` is allowed, although the issue counts as open.
         if self.closed == closed && !change.first_seen {
             wrong.push(format!("is {} and was so before", change.kind));
         }
@@ -177,7 +177,7 @@ fn age(event: &IssueEvent) -> (Option<i64>, i64) {
     (updated_at, event.delivery.received_at.unix_micros())
 }
 
-/// Events of an issue that stand behind a newer one in the stream.
+/// Events of an issue that come after a newer one in the stream.
 pub fn events_out_of_order(events: &[IssueEvent]) -> Vec<String> {
     let mut last = HashMap::new();
     let mut wrong = Vec::new();
@@ -198,7 +198,7 @@ mod tests {
     use crate::load::story;
     use contract::timestamp::Timestamp;
 
-    /// One issue's story, and the events and changes that must come of it.
+    /// One issue's story, and the events and changes that must follow from it.
     fn sound() -> (Vec<Delivery>, Vec<IssueEvent>, Vec<Change>) {
         let deliveries = story(1, 1, 12);
         let mut events = Vec::new();

@@ -1,5 +1,5 @@
-//! Deliveries: those recorded from real Gitea servers, and made ones that look
-//! like them. Signed here, not by the product's own code.
+//! Deliveries: recorded from real Gitea servers, or generated to look like
+//! recorded ones. They are signed here, not by the product's own code.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ pub const SECRET: &str = "s3cr3t";
 /// One HTTP request as Gitea sends it.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// Headers, without those that the HTTP client makes.
+    /// Headers, without those that the HTTP client sets.
     pub headers: Vec<(String, String)>,
     /// Body.
     pub body: Vec<u8>,
@@ -35,7 +35,7 @@ pub struct Recorded {
     pub delivery: Delivery,
 }
 
-/// All deliveries of a recording, `gitea-1.25` say, in order of arrival.
+/// All deliveries of a recording such as `gitea-1.25`, in order of arrival.
 pub fn recorded(recording: &str) -> Vec<Recorded> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(recording);
     let index = std::fs::read(dir.join("index.json")).expect("index.json");
@@ -95,14 +95,14 @@ impl Delivery {
             .map(|(_, value)| value.as_str())
     }
 
-    /// With a header set, in place of any of that name.
+    /// Sets a header, in place of any header of that name.
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
         self = self.without_header(name);
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Without a header.
+    /// Removes a header.
     pub fn without_header(mut self, name: &str) -> Self {
         self.headers.retain(|(header, _)| !header.eq_ignore_ascii_case(name));
         self
@@ -131,7 +131,7 @@ impl Delivery {
     }
 }
 
-/// An issue event in the making.
+/// An issue, from which events are built.
 #[derive(Clone, Debug)]
 pub struct Issue {
     /// Repository id; its name is `r<id>`.
@@ -182,7 +182,7 @@ impl Issue {
         self
     }
 
-    /// The payload of an event about it.
+    /// The payload of an event about the issue.
     pub fn payload(&self, action: &str) -> Value {
         let user = |id: i64, login: &str| json!({"id": id, "login": login, "full_name": "", "email": format!("{login}@example.com")});
         let assignees: Vec<Value> = self
@@ -231,7 +231,7 @@ impl Issue {
         })
     }
 
-    /// A signed delivery of an event about it.
+    /// A signed delivery of an event about the issue.
     pub fn delivery(&self, action: &str) -> Delivery {
         let event_type = match action {
             "assigned" | "unassigned" => "issue_assign",

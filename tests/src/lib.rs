@@ -1,4 +1,4 @@
-//! What the tests and benchmarks stand on: real servers, real processes, real
+//! The common part of tests and benchmarks: real servers, real processes, real
 //! deliveries, and waiting on conditions with a deadline.
 
 pub mod bus;
@@ -16,8 +16,8 @@ pub mod wait;
 
 use std::net::{Ipv4Addr, TcpListener};
 
-/// A port for a server that cannot choose one by itself. Taken and given back:
-/// the server takes it a moment later, and again after each restart.
+/// A port for a server that cannot choose one by itself. It is bound and released
+/// here. The server binds it a moment later, and again after each restart.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
@@ -25,7 +25,7 @@ pub fn free_port() -> u16 {
         .port()
 }
 
-/// A directory that goes with the test.
+/// A directory that is removed when dropped.
 pub fn temp_dir() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("coordinator-test-").tempdir().expect("create a directory")
 }

@@ -16,7 +16,7 @@ use crate::{
     wait,
 };
 
-/// What happens to an issue over and over: action, assignees, state.
+/// Steps that an issue goes through repeatedly: action, assignees, state.
 const STEPS: [(&str, &[&str], &str); 6] = [
     ("assigned", &["bot"], "open"),
     ("assigned", &["bot", "tom"], "open"),
@@ -42,8 +42,8 @@ pub fn stories(repository: i64, issues: u64, count: usize) -> Vec<Vec<Delivery>>
     (1..=issues).map(|number| story(repository, number, count)).collect()
 }
 
-/// Senders at work. Each has issues of its own and sends one delivery after
-/// the other, so the order of an issue's deliveries is certain.
+/// Running senders. Each has its own issues and sends one delivery after the
+/// other, so the order of an issue's deliveries is certain.
 pub struct Load {
     senders: JoinSet<Sent>,
     accepted: Arc<AtomicUsize>,
@@ -92,8 +92,8 @@ impl Load {
     }
 }
 
-/// Sends one delivery of each story in turn. Nobody listening is waited for;
-/// any other answer than 200 is a panic.
+/// Sends one delivery of each story in turn. Waits while nobody listens. Panics
+/// on any other answer than 200.
 async fn sender(
     addresses: Vec<SocketAddr>,
     share: Vec<Vec<Delivery>>,

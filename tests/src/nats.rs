@@ -1,4 +1,4 @@
-//! A real nats-server with JetStream, each test its own.
+//! A real nats-server with JetStream. Each test has its own.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use crate::wait;
 
 static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
 
-/// A nats-server on a port and a directory of its own. Killed when dropped.
+/// A nats-server on its own port and directory. Killed when dropped.
 pub struct Nats {
     child: Option<Child>,
     port: u16,
@@ -36,8 +36,8 @@ impl Nats {
         nats
     }
 
-    /// Starts a server with more lines in its configuration, which lets clients
-    /// with these options do everything.
+    /// Starts a server with more lines in its configuration. Clients with these
+    /// options may do everything.
     pub async fn start_secured(
         extra: &str,
         options: impl Fn() -> ConnectOptions + Send + Sync + 'static,
@@ -48,7 +48,7 @@ impl Nats {
         nats
     }
 
-    /// A server that is not running yet, on a port that stays its own.
+    /// A server that is not running yet. Its port stays the same.
     pub fn prepared(extra: &str) -> Self {
         let dir = crate::temp_dir();
         Self {
@@ -61,7 +61,7 @@ impl Nats {
         }
     }
 
-    /// Where it is.
+    /// URL of the server.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
@@ -71,7 +71,7 @@ impl Nats {
         self.port
     }
 
-    /// Where it keeps its streams.
+    /// Where the server keeps its streams.
     pub fn store(&self) -> &Path {
         &self.store
     }
@@ -81,12 +81,12 @@ impl Nats {
         self.child.as_ref().expect("it is running").id()
     }
 
-    /// Lines of its configuration beyond the usual, from its next start on.
+    /// Sets more lines of the configuration, from the next start on.
     pub fn set_extra(&mut self, extra: &str) {
         self.extra = extra.into();
     }
 
-    /// Starts it, again on the same port and directory; stops it before if it runs.
+    /// Starts the server, always on the same port and directory. Kills it before if it runs.
     pub async fn restart(&mut self) {
         self.kill();
         let config = self.store.with_extension("conf");
@@ -111,7 +111,7 @@ impl Nats {
         wait::until("JetStream to answer", || async { jetstream.query_account().await.ok() }).await;
     }
 
-    /// Kills it with SIGKILL, if it runs.
+    /// Kills the server with SIGKILL, if it runs.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -119,7 +119,7 @@ impl Nats {
         }
     }
 
-    /// A client of it.
+    /// A connected client of the server.
     pub async fn client(&self) -> Client {
         let url = self.url();
         wait::until("a connection to nats-server", || async {

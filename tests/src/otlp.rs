@@ -1,4 +1,4 @@
-//! A receiver of OTLP over HTTP, as a collector is one, that keeps what it gets.
+//! A receiver of OTLP over HTTP, like a collector, that keeps what it receives.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,14 +29,14 @@ use crate::wait;
 /// Attributes by name.
 pub type Attributes = BTreeMap<String, Value>;
 
-/// What a span says of its end.
+/// Status of a span at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Nothing.
+    /// Not set.
     Unset,
-    /// All went well.
+    /// Success.
     Ok,
-    /// It failed.
+    /// Failure.
     Error,
 }
 
@@ -61,7 +61,7 @@ pub struct Span {
     pub links: Vec<(String, String)>,
     /// How it ended.
     pub status: Status,
-    /// Who exported it.
+    /// Attributes of the resource that exported it.
     pub resource: Attributes,
 }
 
@@ -71,7 +71,7 @@ impl Span {
         self.attributes.get(name).unwrap_or(&Value::Null)
     }
 
-    /// An attribute of who exported it; null where there is none.
+    /// An attribute of the resource that exported it; null where there is none.
     pub fn resource(&self, name: &str) -> &Value {
         self.resource.get(name).unwrap_or(&Value::Null)
     }
@@ -84,7 +84,7 @@ struct Received {
     trace_requests: usize,
 }
 
-/// A receiver on a port of its own. Gone when dropped.
+/// A receiver on its own port. Stopped when dropped.
 pub struct Receiver {
     address: SocketAddr,
     received: Arc<Mutex<Received>>,
@@ -132,12 +132,12 @@ impl Receiver {
         .await
     }
 
-    /// How many requests with traces came.
+    /// Number of requests with traces so far.
     pub fn trace_requests(&self) -> usize {
         lock(&self.received).trace_requests
     }
 
-    /// Whether a metric of a service came.
+    /// Whether a metric of a service was received.
     pub fn has_metric(&self, service: &str, name: &str) -> bool {
         lock(&self.received).metrics.contains(&(service.to_owned(), name.to_owned()))
     }
@@ -158,7 +158,7 @@ fn decode<T: Message + Default>(headers: &HeaderMap, body: Bytes) -> T {
     T::decode(body).expect("an OTLP request")
 }
 
-/// An empty message: all was taken.
+/// An empty message, which means that everything was accepted.
 fn taken() -> impl IntoResponse {
     [(header::CONTENT_TYPE, "application/x-protobuf")]
 }

@@ -1,4 +1,4 @@
-//! Ingest, worker and coordinator as processes of their own, to be killed for real.
+//! Ingest, worker and coordinator as separate processes, which can be killed for real.
 
 use std::{
     path::Path,
@@ -7,20 +7,20 @@ use std::{
 
 use crate::wait;
 
-/// A process whose output goes to a file of its own. Killed when dropped.
+/// A process whose output goes to its own file. Killed when dropped.
 pub struct Process {
     child: Child,
     output: tempfile::NamedTempFile,
 }
 
 impl Process {
-    /// Starts `exe <service> <flags>` with this environment and no other.
+    /// Starts `exe <service> <flags>` with this environment, and few variables of the caller's.
     pub fn start(exe: &Path, service: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
-        // A file and not a pipe: reading along would cost what is being measured.
+        // A file and not a pipe: reading a pipe would cost processor time during measurements.
         Self::spawn(exe, service, flags, environment, appending_to)
     }
 
-    /// The same, with nobody who reads its standard output.
+    /// Like [`Process::start`], but nobody reads its standard output.
     pub fn start_unread(
         exe: &Path,
         service: &str,
@@ -40,7 +40,7 @@ impl Process {
         let mut command = Command::new(exe);
         command.arg(service).args(flags).env_clear();
         for (name, value) in std::env::vars_os() {
-            // What a process needs to run at all, and what coverage needs to be written.
+            // Variables that a process needs to run, and that coverage needs to be written.
             let kept = ["PATH", "HOME", "XDG_CACHE_HOME", "LLVM_PROFILE_FILE", "TMPDIR"];
             if kept.iter().any(|kept| name == *kept) {
                 command.env(name, value);
@@ -84,7 +84,7 @@ impl Process {
         signal(self.pid(), name);
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     pub async fn exited(&mut self) -> ExitStatus {
         let mut status = None;
         let child = &mut self.child;
@@ -97,7 +97,7 @@ impl Process {
         status.expect("a status")
     }
 
-    /// Kills it with SIGKILL and waits for its end.
+    /// Kills the process with SIGKILL and waits until it has ended.
     pub async fn kill(&mut self) {
         self.signal("KILL");
         self.exited().await;

@@ -1,5 +1,5 @@
-//! The product's one binary, under a name of this package: cargo tells a test
-//! where binaries of its own package are.
+//! The product's binary, as a binary of this package: cargo gives a test the
+//! paths of the binaries of its own package only.
 
 fn main() -> std::process::ExitCode {
     coordinator::cli::main()

@@ -1,4 +1,4 @@
-//! Ingest and worker as processes, one of each or many, with default settings and more flags.
+//! Ingest and worker as processes, with default settings and more flags.
 
 use std::{path::Path, process::ExitCode};
 
@@ -26,7 +26,7 @@ pub fn ingest_at(
     Process::start(exe, "ingest", flags, &[&own, more].concat())
 }
 
-/// Starts an ingest on these ports, the second one the operator's, whose log nobody reads.
+/// Starts an ingest whose log nobody reads. `ports` are those of the webhook and of the operator.
 pub fn ingest_unread(exe: &Path, nats_url: &str, data: &Path, ports: [u16; 2]) -> Process {
     let [port, operator] = ports.map(|port| port.to_string());
     let own = ingest_settings(nats_url, data);
@@ -68,7 +68,7 @@ pub fn worker_at(exe: &Path, nats_url: &str, flags: &[&str], more: &[(&str, &str
 }
 
 /// Runs the service that the first argument names, if it names one. A program
-/// that asks this first can be its own services.
+/// that calls this first can start itself as its services.
 pub fn named_by_first_argument() -> Option<ExitCode> {
     match std::env::args().nth(1).as_deref() {
         Some("ingest" | "worker") => Some(coordinator::cli::main()),

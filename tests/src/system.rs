@@ -40,9 +40,9 @@ pub struct Answer {
 
 /// A role in this process.
 pub struct Running {
-    /// Where the webhook is, of an ingest; of a worker the operator's listener.
+    /// Address of the webhook of an ingest, or of the operator's listener of a worker.
     pub address: SocketAddr,
-    /// Where health and metrics are.
+    /// Address of health and metrics.
     pub operator: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
@@ -109,7 +109,7 @@ pub async fn total(address: SocketAddr, name: &str, label: &str) -> f64 {
         .sum()
 }
 
-/// Settings of a service as one would give them on its command line.
+/// Settings of a service, parsed from flags like those of its command line.
 pub fn settings<T: Args + FromArgMatches>(flags: &[&str]) -> T {
     let command = T::augment_args(clap::Command::new("settings").no_binary_name(true));
     let matches = command.try_get_matches_from(flags).expect("known flags");
@@ -125,7 +125,7 @@ fn common(nats_url: &str, flags: &[&str]) -> CommonArgs {
     common
 }
 
-/// Flags of a role, apart from those that every role has.
+/// Splits flags into those that every role has, and those of one role.
 fn split<'a>(flags: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
     let command = CommonArgs::augment_args(clap::Command::new("common"));
     let known =
@@ -186,7 +186,7 @@ pub struct System {
     pub ingest: Running,
     /// The worker.
     pub worker: Running,
-    /// A reader outside.
+    /// JetStream as an outside reader has it.
     pub js: jetstream::Context,
     /// The ingest's data.
     pub data: tempfile::TempDir,
@@ -247,7 +247,7 @@ pub async fn send(http: &reqwest::Client, address: SocketAddr, delivery: &Delive
     try_send(http, address, delivery).await.expect("an answer")
 }
 
-/// Sends a delivery to an address that may be gone.
+/// Sends a delivery to an address where possibly nobody listens.
 pub async fn try_send(
     http: &reqwest::Client,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! What a process takes of the machine, as Linux tells it.
+//! Resource usage of a process, as Linux reports it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,7 +7,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-/// What a process takes.
+/// Resource usage of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Open file descriptors.
@@ -16,14 +16,14 @@ pub struct Usage {
     pub threads: usize,
     /// Resident memory, in bytes.
     pub memory: u64,
-    /// The most that this ever was.
+    /// Peak of the resident memory, in bytes.
     pub peak_memory: u64,
-    /// Processor time so far, its own and the kernel's on its behalf. In steps of 10 ms.
+    /// Processor time so far, in the process and in the kernel. In steps of 10 ms.
     pub cpu: Duration,
 }
 
 impl Usage {
-    /// What the process `pid` takes now.
+    /// Usage of the process `pid` now.
     pub fn of(pid: u32) -> Self {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let status = std::fs::read_to_string(proc.join("status")).expect("its status");
@@ -41,7 +41,7 @@ impl Usage {
         }
     }
 
-    /// What `pid` and all that it started take now, together. Memory that they share counts for each.
+    /// Usage of `pid` and all its descendants together. Shared memory counts once for each.
     pub fn of_tree(pid: u32) -> Self {
         let mut all = Self::of(pid);
         for child in descendants(pid) {
@@ -56,7 +56,7 @@ impl Usage {
     }
 }
 
-/// `utime` and `stime`, the 14th and 15th field; the second one is a name that may hold anything.
+/// `utime` and `stime`, fields 14 and 15. Field 2 is a name that may hold any character.
 fn cpu(stat: &str) -> Duration {
     let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
     let ticks = fields.split(' ').skip(11).take(2);
@@ -64,7 +64,7 @@ fn cpu(stat: &str) -> Duration {
     Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
-/// All processes that `pid` started, and those that they did.
+/// All descendants of the process `pid`.
 pub fn descendants(pid: u32) -> Vec<u32> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let children: Vec<u32> = threads
@@ -74,19 +74,19 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     children.into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
 }
 
-/// Lets this process, and those that it starts from now on, open this many files.
+/// Lets this process, and processes that it starts from now on, open this many files.
 ///
 /// # Panics
-/// If the system does not let it.
+/// If the system does not allow that many.
 pub fn allow_descriptors(count: u64) {
     let allowed = allow_descriptors_up_to(count);
     assert!(allowed >= count, "{count} open files need another `ulimit -Hn`: it is {allowed}");
 }
 
-/// The same for as many of them as the system lets it; returns how many that are.
+/// Like [`allow_descriptors`], for as many as the system allows. Returns that number.
 ///
 /// # Panics
-/// If it does not let it have what it promises.
+/// If the system refuses a limit that it promises.
 pub fn allow_descriptors_up_to(count: u64) -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);

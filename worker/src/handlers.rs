@@ -65,9 +65,7 @@ async fn publish(context: &HandlerContext<'_>, change: &Change) -> Outcome {
     };
     match context.session.publish(envelope, names::CHANGES).await {
         Ok(_) => Outcome::Done,
-        Err(error) => match Refusal::of(&error) {
-            Refusal::TooLarge | Refusal::Never => Outcome::Permanent(Box::new(error)),
-            Refusal::PrepareAgain | Refusal::Away => Outcome::Transient(Box::new(error)),
-        },
+        Err(error) if Refusal::of(&error).is_for_good() => Outcome::Permanent(Box::new(error)),
+        Err(error) => Outcome::Transient(Box::new(error)),
     }
 }

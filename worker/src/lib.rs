@@ -81,7 +81,7 @@ impl Role for Worker {
     /// Finishes and settles what is in hand.
     fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            if !self.tasks.finish(CONSUMERS, self.drain_timeout).await {
+            if !self.tasks.finish(CONSUMERS, self.drain_timeout).await? {
                 warn!("a handler did not finish in time; its message comes again elsewhere");
             }
             // Acks are written by the client's own task. Without a connection there is nothing to wait for.

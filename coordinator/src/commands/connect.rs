@@ -1,4 +1,4 @@
-//! The broker as the operator's commands reach it.
+//! Connects the operator's commands to the broker.
 
 use std::{path::Path, time::Duration};
 
@@ -11,13 +11,13 @@ use tokio::time::timeout;
 
 use crate::local::data_dir::{DEFAULT_DATA_DIR, Instance};
 
-/// A command is not worth more waiting.
+/// How long a command waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the data of a Coordinator on this machine is.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct DataDirArg {
-    /// Data directory of the Coordinator on this machine, which tells where it is reached [default: data]
+    /// Data directory of the Coordinator on this machine, which holds its addresses [default: data]
     #[arg(long, env = "DATA_DIR", value_name = "DIR")]
     data_dir: Option<String>,
 }
@@ -29,8 +29,8 @@ impl DataDirArg {
     }
 }
 
-/// Where NATS is: settings as the roles take them, else what the
-/// Coordinator on this machine tells.
+/// Address of NATS: from the settings that the roles take, else from the data
+/// directory of the Coordinator on this machine.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[group(skip)]
 pub(crate) struct BrokerArgs {
@@ -41,7 +41,7 @@ pub(crate) struct BrokerArgs {
 }
 
 impl BrokerArgs {
-    /// Checks the settings and connects, or says why not.
+    /// Checks the settings and connects.
     pub(crate) async fn connect(&self, name: &str) -> Result<(Broker, Session)> {
         let config = self.config()?;
         let (broker, keeper) = Broker::new(&config, name).await?;
@@ -68,7 +68,7 @@ impl BrokerArgs {
     }
 }
 
-/// Where a broker is, without user and password.
+/// URLs of a broker, without user and password.
 pub(crate) fn public_url(config: &BrokerSettings) -> String {
     let urls = config.servers.iter().map(|server| {
         format!("{}://{}:{}", server.scheme(), bracketed(server.host()), server.port())

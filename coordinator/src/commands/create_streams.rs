@@ -1,4 +1,4 @@
-//! `coordinator create-streams`: all that lives on the broker, for a broker
+//! `coordinator create-streams`: creates streams, bucket and consumers, for a broker
 //! where roles may create nothing.
 
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(crate) struct CreateStreamsArgs {
     telemetry: TelemetryArgs,
 }
 
-/// Waits for the broker for as long as it takes; what it refuses is reported at once.
+/// Waits for the broker without a limit. A refusal of the broker is reported at once.
 pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
     let mut problems = Problems::default();
     let settings = args.broker.settings(&mut problems);

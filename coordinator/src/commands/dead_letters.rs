@@ -1,4 +1,4 @@
-//! `coordinator dead-letters`: what was given up, and trying it again.
+//! `coordinator dead-letters`: lists, shows and redrives messages that were given up.
 
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::{
@@ -7,11 +7,11 @@ use async_nats::jetstream::{
 };
 use contract::{dead_letter, envelope::Headers, names, timestamp::Timestamp};
 use serde_json::{Map, Value, json};
-use service::broker::{Session, message::headers};
+use service::broker::{Session, message::headers, streams::is_missing};
 
-use super::{connect::BrokerArgs, output, tail::is_missing};
+use super::{connect::BrokerArgs, output};
 
-/// What to do.
+/// Arguments of `dead-letters`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct DeadLettersArgs {
     #[command(subcommand)]
@@ -32,24 +32,24 @@ enum Command {
         /// Its sequence, as listed
         sequence: u64,
     },
-    /// Publish again what was given up, and remove it from the dead letters
+    /// Publish dead letters again, and then remove them
     Redrive {
         /// Its sequence, as listed
         #[arg(required_unless_present = "all")]
         sequence: Option<u64>,
-        /// All that are there now
+        /// All dead letters that are there now
         #[arg(long, conflicts_with = "sequence")]
         all: bool,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
     let (_broker, session) = args.broker.connect("coordinator-dead-letters").await?;
     let js = &session.jetstream;
     let stream = match js.get_stream(names::DEAD_LETTERS).await {
         Ok(stream) => Some(stream),
-        // It comes with the first worker.
+        // The first worker creates the stream.
         Err(error) if is_missing(&error) => None,
         Err(error) => return Err(error).context("look up the stream of dead letters"),
     };
@@ -68,7 +68,7 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
             redrive(&session, stream.as_ref(), *sequence, args.json).await
         }
         Command::Redrive { sequence: None, .. } => {
-            // Taken before, so that what fails again is not tried without end.
+            // Listed before, so that a message that fails again is not redriven without end.
             let letters = list(stream.as_ref()).await?;
             for letter in &letters {
                 redrive(&session, stream.as_ref(), letter.sequence, args.json).await?;
@@ -81,7 +81,7 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
     }
 }
 
-/// What a list tells of a dead letter.
+/// What a list shows of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Letter {
     sequence: u64,
@@ -131,7 +131,7 @@ impl Letter {
     }
 }
 
-/// All that are there, one by one: a user who may read them need not be allowed to create a consumer.
+/// All dead letters, read one by one: this needs no permission to create a consumer.
 async fn list(stream: Option<&Stream>) -> Result<Vec<Letter>> {
     let Some(stream) = stream else { return Ok(Vec::new()) };
     let last = stream.cached_info().state.last_sequence;
@@ -200,8 +200,8 @@ fn pairs(headers: &Headers) -> impl Iterator<Item = (String, String)> {
     pairs.into_iter()
 }
 
-/// Publishes it where it came from, and only then removes it. A crash between
-/// leaves both; doing it again stores no second one, since the message id is the same.
+/// Publishes a dead letter on its original subject, and only then removes it. A crash in
+/// between leaves both. A second redrive stores nothing new, since the message id is the same.
 async fn redrive(
     session: &Session,
     stream: Option<&Stream>,

@@ -1,12 +1,12 @@
-//! Writing lines to standard output, each at once.
+//! Writes lines to standard output, each without delay.
 
 use std::io::{self, Write};
 
 use contract::timestamp::Timestamp;
 use serde_json::Value;
 
-/// Prints a line for whoever reads, who may be gone: unlike `println!` this
-/// gives a closed pipe back as an error.
+/// Prints a line. Unlike `println!`, which panics, this returns a closed pipe as
+/// an error.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
@@ -14,7 +14,7 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Whether an error is that nobody reads any more, which is an end like any other.
+/// Whether the error is a closed pipe: nobody reads any more, which is a normal end.
 pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
@@ -23,13 +23,13 @@ pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
     })
 }
 
-/// A payload as JSON: what it says, or a string with what it is.
+/// A payload as JSON. A payload that is not JSON becomes a string.
 pub(crate) fn json(payload: &[u8]) -> Value {
     serde_json::from_slice(payload)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(payload).into_owned()))
 }
 
-/// An instant as short as it helps a reader: in milliseconds.
+/// An instant for people, cut to milliseconds.
 pub(crate) fn time(time: Timestamp) -> String {
     Timestamp::from_unix_micros(time.unix_micros() / 1_000 * 1_000).to_string()
 }

@@ -1,4 +1,4 @@
-//! `coordinator schema`: the JSON Schemas of what subscribers read.
+//! `coordinator schema`: the JSON Schemas of events and changes.
 
 use anyhow::Result;
 use contract::{change::Change, event::IssueEvent};
@@ -6,7 +6,7 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 
 use super::output;
 
-/// What a schema can be had of.
+/// What to print the schema of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Subject {
     /// Messages on gitea.issues.>
@@ -28,7 +28,7 @@ fn text(subject: Subject) -> Result<String> {
     })
 }
 
-/// As it is written, so a subscriber sees which fields are always there.
+/// The schema of what is written, so a subscriber sees which fields are always there.
 fn of<T: JsonSchema>() -> serde_json::Result<String> {
     let generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     serde_json::to_string_pretty(&generator.into_root_schema_for::<T>())

@@ -22,7 +22,7 @@ pub(crate) struct SendArgs {
     /// What happened to the issue
     #[arg(value_enum)]
     action: Action,
-    /// Send this file as it is instead of a made payload
+    /// Send this file as it is, instead of a generated payload
     #[arg(long, value_name = "FILE", conflicts_with_all = ["repo", "number", "assignee", "title", "sender"])]
     file: Option<PathBuf>,
     /// Repository
@@ -31,10 +31,11 @@ pub(crate) struct SendArgs {
     /// Number of the issue; with the repository it says which issue this is
     #[arg(long, value_name = "N", default_value_t = 1)]
     number: u64,
-    /// Who is assigned after the event, several by repeating it [default: bot with assigned, else nobody]
+    /// Who is assigned after the event, several by repeating it [default: bot with assigned, else
+    /// nobody]
     ///
-    /// Gitea tells who is assigned now and not who was added or removed, so with
-    /// unassigned, closed and all else this names those who remain.
+    /// Gitea sends who is assigned after the event, not who was added or removed. So with
+    /// unassigned, closed and the other actions, name the assignees who remain.
     #[arg(long, value_name = "LOGIN")]
     assignee: Vec<String>,
     /// Title of the issue
@@ -43,10 +44,11 @@ pub(crate) struct SendArgs {
     /// Who did it
     #[arg(long, value_name = "LOGIN", default_value = "maria")]
     sender: String,
-    /// URL of the webhook [default: what the Coordinator on this machine tells]
+    /// URL of the webhook [default: that of the Coordinator on this machine]
     #[arg(long)]
     url: Option<String>,
-    /// File with the webhook's secret [default: GITEA_WEBHOOK_SECRET, or the one in the data directory]
+    /// File with the webhook's secret [default: GITEA_WEBHOOK_SECRET, or the one in the data
+    /// directory]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     #[command(flatten)]
@@ -96,7 +98,7 @@ impl Action {
     }
 }
 
-/// Sends it and prints the answer.
+/// Sends the delivery and prints the answer.
 pub(crate) async fn main(args: &SendArgs) -> Result<()> {
     let instance = Instance::read(args.data_dir.path())?;
     let url = args
@@ -205,7 +207,7 @@ async fn post(url: &str, delivery: &Delivery) -> Result<Answer> {
     Ok(Answer { status, body })
 }
 
-/// What ingest said.
+/// Ingest's answer.
 struct Answer {
     status: u16,
     body: String,

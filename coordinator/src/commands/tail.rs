@@ -9,7 +9,6 @@ use async_nats::jetstream::{
         DeliverPolicy,
         pull::{Ordered, OrderedConfig},
     },
-    context::GetStreamErrorKind,
     stream::Stream,
 };
 use contract::{
@@ -22,7 +21,7 @@ use contract::{
 };
 use futures::StreamExt;
 use service::{
-    broker::{Broker, Session},
+    broker::{Broker, Session, streams::is_missing},
     role::signal_received,
 };
 use tokio::time::sleep;
@@ -31,13 +30,13 @@ use super::{connect::BrokerArgs, output, send::owner_and_name};
 
 /// How often to look for a stream that is not there yet.
 const STREAM_LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The client spins on a broker that is just coming back, unless one waits.
+/// Wait before reading again: without it the client spins on a broker that is just coming back.
 const RESUME_DELAY: Duration = Duration::from_millis(500);
 
 /// What to show.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct TailArgs {
-    /// Show events, what Gitea said, instead of changes
+    /// Show events, which are what Gitea sent, instead of changes
     #[arg(long)]
     events: bool,
     /// Print each payload as one line of JSON
@@ -62,7 +61,7 @@ pub(crate) struct TailArgs {
     broker: BrokerArgs,
 }
 
-/// Shows messages until a signal, or until nobody reads.
+/// Shows messages until a signal, or until nobody reads the output.
 pub(crate) async fn main(args: &TailArgs) -> Result<()> {
     let filters = args.filters()?;
     let (broker, session) = args.broker.connect("coordinator-tail").await?;
@@ -84,7 +83,7 @@ impl TailArgs {
             if session.number() != found_by {
                 stream = match session.jetstream.get_stream(name).await {
                     Ok(stream) => stream,
-                    // It was there, so it is worth waiting for.
+                    // The stream was there before, so it is worth waiting for.
                     Err(_) => {
                         sleep(RESUME_DELAY).await;
                         continue;
@@ -94,7 +93,7 @@ impl TailArgs {
             }
             let mut messages = match messages(&stream, filters, begin).await {
                 Ok(messages) => messages,
-                // What once worked is worth waiting for.
+                // Reading has worked before, so it is worth waiting for.
                 Err(_) if reading => {
                     sleep(RESUME_DELAY).await;
                     continue;
@@ -105,7 +104,7 @@ impl TailArgs {
             let interruption = loop {
                 let message = tokio::select! {
                     message = messages.next() => message,
-                    // The messages themselves take half a minute to find out.
+                    // `messages` notices a lost connection only after half a minute.
                     () = session.ended() => break None,
                 };
                 match message {
@@ -135,7 +134,7 @@ impl TailArgs {
             Some(since) => DeliverPolicy::ByStartTime {
                 start_time: (std::time::SystemTime::now() - since).into(),
             },
-            // A place and not "new", so that an interruption at the start loses nothing.
+            // A sequence and not `New`, so that an interruption at the start loses nothing.
             None => DeliverPolicy::ByStartSequence {
                 start_sequence: stream.cached_info().state.last_sequence + 1,
             },
@@ -185,7 +184,7 @@ impl TailArgs {
     }
 }
 
-/// Messages of a stream in order, from a consumer that goes with its reader.
+/// Messages of a stream in order, from an ephemeral consumer.
 async fn messages(stream: &Stream, filters: &[String], begin: DeliverPolicy) -> Result<Ordered> {
     let config = OrderedConfig {
         description: Some("coordinator tail".into()),
@@ -213,11 +212,6 @@ async fn stream(js: &jetstream::Context, name: &str) -> Result<(Stream, bool)> {
             Err(error) => return Err(error).with_context(|| format!("look up stream {name}")),
         }
     }
-}
-
-pub(crate) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
-    matches!(error.kind(), GetStreamErrorKind::JetStream(error)
-        if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn change_line(change: &Change) -> String {

@@ -1,4 +1,4 @@
-//! What is told once everything runs: where things are, and what to try.
+//! The banner that is shown once everything runs: addresses, files, and a command to try.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use super::{
     settings::UpSettings,
 };
 
-/// All that the banner tells. The secret itself is not in it.
+/// What the banner shows. It never shows the secret itself.
 pub(super) struct Banner<'a> {
     pub(super) instance: &'a Instance,
     pub(super) settings: &'a UpSettings,
@@ -22,10 +22,10 @@ pub(super) struct Banner<'a> {
 }
 
 impl Banner<'_> {
-    /// Prints it, or logs it where the output is for machines.
+    /// Prints the banner, or logs it if log lines are JSON.
     pub(super) fn show(&self, format: LogFormat) {
         match format {
-            // Nobody is told where nobody reads.
+            // A closed standard output is not an error.
             LogFormat::Text => drop(write!(std::io::stdout(), "{self}")),
             LogFormat::Json => info!(
                 webhook_url = self.instance.webhook_url,

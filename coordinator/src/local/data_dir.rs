@@ -1,6 +1,6 @@
 //! The directory that holds everything of one Coordinator on one machine:
-//! journal, nats-server's store, the webhook's secret, and where to reach it
-//! while it runs.
+//! journal, nats-server's store, the webhook's secret, and the addresses of
+//! the Coordinator while it runs.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// Where data lives when nothing says otherwise.
+/// Default data directory.
 pub(crate) const DEFAULT_DATA_DIR: &str = "data";
 
 const LOCK_FILE: &str = "coordinator.lock";
@@ -20,7 +20,7 @@ const SECRET_FILE: &str = "webhook-secret";
 const INSTANCE_FILE: &str = "coordinator.json";
 const SECRET_BYTES: usize = 32;
 
-/// A data directory that is ours alone for as long as this lives.
+/// A data directory that is locked for this process as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -35,7 +35,8 @@ impl DataDir {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("create the data directory {}", path.display()))?;
-        // nats-server runs with the same working directory, but its configuration outlives it.
+        // An absolute path: nats-server has the same working directory, but its configuration
+        // stays on disk after this process.
         let path = path
             .canonicalize()
             .with_context(|| format!("open the data directory {}", path.display()))?;
@@ -54,12 +55,12 @@ impl DataDir {
         }
     }
 
-    /// Its absolute path.
+    /// Absolute path of the directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file with the webhook's secret, made up at the first call.
+    /// The file with the webhook's secret, which the first call generates.
     pub(crate) fn secret_file(&self) -> Result<PathBuf> {
         let file = secret_file(&self.path);
         if !file.try_exists().with_context(|| format!("look for {}", file.display()))? {
@@ -77,7 +78,7 @@ pub(crate) fn secret_file(data_dir: &Path) -> PathBuf {
 fn write_secret(file: &Path) -> io::Result<()> {
     let mut secret = [0_u8; SECRET_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut secret)?;
-    // The rename makes it appear whole or not at all; the lock keeps others away.
+    // The rename makes the file appear whole or not at all. The lock keeps other processes away.
     let unfinished = file.with_extension("new");
     remove_if_there(&unfinished)?;
     let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
@@ -87,10 +88,10 @@ fn write_secret(file: &Path) -> io::Result<()> {
     std::fs::rename(&unfinished, file)
 }
 
-/// Where a running Coordinator is reached, for the commands beside it.
+/// Addresses of a running Coordinator, for the commands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Instance {
-    /// Where Gitea has to post to.
+    /// URL that Gitea has to post to.
     pub(crate) webhook_url: String,
     /// Health and metrics.
     pub(crate) operator_url: String,
@@ -98,7 +99,7 @@ pub(crate) struct Instance {
     pub(crate) nats_url: String,
     /// The webhook's secret, unless it was given in the environment.
     pub(crate) secret_file: Option<PathBuf>,
-    /// Its process id.
+    /// Process id of the Coordinator.
     pub(crate) pid: u32,
 }
 
@@ -116,7 +117,7 @@ impl Instance {
         }
     }
 
-    /// Writes it for the commands to find.
+    /// Writes the file that the commands read.
     pub(crate) async fn write(&self, data_dir: &Path) -> Result<()> {
         let file = data_dir.join(INSTANCE_FILE);
         let unfinished = file.with_extension("new");
@@ -129,7 +130,7 @@ impl Instance {
             .with_context(|| format!("write {}", file.display()))
     }
 
-    /// Removes it at the end, if it was written.
+    /// Removes the file, if it was written.
     pub(crate) fn remove(data_dir: &Path) -> Result<()> {
         let file = data_dir.join(INSTANCE_FILE);
         remove_if_there(&file).with_context(|| format!("remove {}", file.display()))
@@ -168,7 +169,7 @@ mod tests {
     fn the_secret_is_made_once_and_only_its_owner_reads_it() {
         let parent = tempfile::tempdir().expect("directory");
         let data = DataDir::open(parent.path()).expect("open");
-        // Left by one that died in between.
+        // Left by a process that died before the rename.
         std::fs::write(parent.path().join("webhook-secret.new"), "half").expect("write");
         let file = data.secret_file().expect("secret");
         let secret = std::fs::read_to_string(&file).expect("read");

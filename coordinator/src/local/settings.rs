@@ -37,17 +37,17 @@ pub(crate) struct UpArgs {
 pub(crate) struct UpSettings {
     pub(crate) ingest: IngestSettings,
     pub(crate) worker: WorkerSettings,
-    /// Port of a server of our own. None uses the one that is configured.
+    /// Port of the nats-server to start. None uses the configured NATS.
     pub(crate) own_nats_port: Option<u16>,
     pub(crate) data_dir: PathBuf,
-    /// The webhook's secret is set, so none is made up.
+    /// The webhook's secret is set, so none is generated.
     pub(crate) secret_is_given: bool,
-    /// The file with the secret, where it is in one.
+    /// The file with the secret, if the secret is in a file.
     pub(crate) secret_file: Option<PathBuf>,
 }
 
 impl UpArgs {
-    /// Checks all settings. Touches nothing.
+    /// Checks all settings, without side effects.
     pub(crate) fn check(&self) -> Result<UpSettings, SettingsError> {
         let mut problems = Problems::default();
         let own_nats_port = self.own_nats_port(&mut problems);
@@ -59,7 +59,7 @@ impl UpArgs {
         let given_file = text(&ingest.gitea_webhook_secret_file).map(PathBuf::from);
         let secret_is_given = text(&ingest.gitea_webhook_secret).is_some() || given_file.is_some();
         if !secret_is_given {
-            // Replaced by the one of the data directory before anything starts.
+            // Replaced by the secret of the data directory before anything starts.
             ingest.gitea_webhook_secret = Some("not there yet".into());
         }
         let common = common.check(&mut problems);
@@ -110,7 +110,7 @@ impl UpSettings {
         Ok(())
     }
 
-    /// Uses the server at `url`, and nothing else that was set about one.
+    /// Uses the server at `url`, and drops all other settings of the broker.
     pub(crate) fn use_nats(&mut self, url: &str) -> Result<()> {
         let server = url.parse().context("read nats-server's URL")?;
         let broker = BrokerSettings { servers: vec![server], ..BrokerSettings::default() };

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use ingest::Ingest;
 use service::{
     operator::{HealthCheck, probe::reachable},
-    role::{self, Role},
+    role::{self, Host, Role},
     tasks::Ended,
 };
 use tokio::time::timeout;
@@ -20,13 +20,14 @@ use super::{
     banner::Banner,
     data_dir::{DataDir, Instance},
     nats_server::{self, NatsServer, NatsServerOptions, find_or_fetch},
+    settings::UpSettings,
 };
 use crate::{CRATES, commands::connect::public_url};
 
-/// How long a start waits for nats-server to read its store. Deliveries are
-/// kept without it, so nobody else has to wait any longer.
+/// How long a start waits for nats-server to read its store. Ingest keeps
+/// deliveries without nats-server, so the start then goes on.
 const NATS_READY_WAIT: Duration = Duration::from_millis(700);
-/// The same where its port is not known before.
+/// How long a start waits if the port is known only once nats-server is ready.
 const NATS_PORT_WAIT: Duration = Duration::from_secs(30);
 
 /// Runs everything until a signal, on a runtime of its own.
@@ -39,33 +40,22 @@ pub(crate) fn main(args: &UpArgs) -> Result<()> {
     let common = settings.ingest.common.clone();
     let instance = Mutex::new(None);
     let start = async |host: &_| {
-        let mut settings = settings.clone();
         let mut roles: Vec<Box<dyn Role>> = Vec::new();
-        if let Some(port) = settings.own_nats_port {
-            let nats = start_nats(port, data.path()).await?;
-            settings.use_nats(&nats.url())?;
-            roles.push(Box::new(OwnNats(nats)));
-        }
-        let ingest = match Ingest::start(&settings.ingest, host).await {
-            Ok(ingest) => ingest,
-            Err(error) => {
-                stop(roles).await?;
-                return Err(error);
+        match start_all(&settings, &data, host, &mut roles).await {
+            Ok(started) => {
+                if let Ok(mut instance) = instance.lock() {
+                    *instance = Some(started);
+                }
+                Ok(roles)
             }
-        };
-        let running = Instance {
-            webhook_url: format!("http://{}/webhook/gitea", reachable(ingest.address())),
-            operator_url: String::new(),
-            nats_url: public_url(&settings.ingest.common.broker),
-            secret_file: settings.secret_file.clone(),
-            pid: std::process::id(),
-        };
-        if let Ok(mut instance) = instance.lock() {
-            *instance = Some(running);
+            Err(error) => {
+                host.stop.cancel();
+                while let Some(role) = roles.pop() {
+                    role.drain().await?;
+                }
+                Err(error)
+            }
         }
-        roles.push(Box::new(ingest));
-        roles.push(Box::new(Worker::start(&settings.worker, host).await?));
-        Ok(roles)
     };
     let result = role::run("local", CRATES, &common, start, async |operator, format| {
         let instance = instance.lock().ok().and_then(|mut instance| instance.take());
@@ -75,14 +65,34 @@ pub(crate) fn main(args: &UpArgs) -> Result<()> {
         Banner { instance: &instance, settings: &settings, data_dir: data.path() }.show(format);
         Ok(())
     });
-    Instance::remove(data.path()).and(result)
+    result.and(Instance::remove(data.path()))
 }
 
-async fn stop(roles: Vec<Box<dyn Role>>) -> Result<()> {
-    for role in roles.into_iter().rev() {
-        role.drain().await?;
+/// Starts all roles in their order. What is in `roles` at an error has started.
+async fn start_all(
+    settings: &UpSettings,
+    data: &DataDir,
+    host: &Host,
+    roles: &mut Vec<Box<dyn Role>>,
+) -> Result<Instance> {
+    let mut settings = settings.clone();
+    if let Some(port) = settings.own_nats_port {
+        let nats = start_nats(port, data.path()).await?;
+        let url = nats.url();
+        roles.push(Box::new(OwnNats(nats)));
+        settings.use_nats(&url)?;
     }
-    Ok(())
+    let ingest = Ingest::start(&settings.ingest, host).await?;
+    let webhook = ingest.address();
+    roles.push(Box::new(ingest));
+    roles.push(Box::new(Worker::start(&settings.worker, host).await?));
+    Ok(Instance {
+        webhook_url: format!("http://{}/webhook/gitea", reachable(webhook)),
+        operator_url: String::new(),
+        nats_url: public_url(&settings.ingest.common.broker),
+        secret_file: settings.secret_file,
+        pid: std::process::id(),
+    })
 }
 
 /// The nats-server of this machine, started first and stopped last.

@@ -163,6 +163,9 @@ impl Drop for Receiving {
             reported: false,
         };
         match self.waits.take() {
+            None if std::thread::panicking() => {
+                orphan.report_to(&Fate::Refused(Refusal::Interrupted), true);
+            }
             None => orphan.report_to(&Fate::Refused(Refusal::HungUp), false),
             Some(appending) => {
                 let waiting = async move { orphan.report_to(&fate(appending.await), false) };

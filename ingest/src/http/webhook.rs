@@ -83,7 +83,7 @@ async fn webhook(State(webhook): State<Webhook>, request: Request) -> Response {
     let (delivery_id, event) = (headers.delivery_id, headers.event.clone());
     let mut receiving = Receiving::new(delivery_id, event, Arc::clone(&webhook.instruments));
     let span = receiving.span();
-    async {
+    async move {
         let received = webhook.receive(&mut receiving, headers, body).await;
         let fate = received.unwrap_or_else(Fate::Refused);
         receiving.report(&fate);

@@ -58,18 +58,22 @@ impl KnownIds {
         self.newest.insert(id, seq);
         if self.newest.len() >= NEWEST_IDS {
             self.sorted.extend(self.newest.drain().map(|(id, seq)| (folded(id), seq)));
-            self.sorted.sort_unstable();
+            // Two sorted runs: the stable sort merges them.
+            let newest = self.sorted.len() - NEWEST_IDS;
+            self.sorted[newest..].sort_unstable();
+            self.sorted.sort();
         }
     }
 
     /// Forgets deliveries that were cleared away.
     pub(super) fn forget(&mut self, cleared: &[i64]) {
-        if cleared.is_empty() {
-            return;
-        }
-        let gone = |seq: &i64| cleared.binary_search(seq).is_ok();
+        let Some(last) = cleared.last() else { return };
+        let gone = |seq: &i64| seq <= last && cleared.binary_search(seq).is_ok();
         self.sorted.retain(|(_, seq)| !gone(seq));
         self.newest.retain(|_, seq| !gone(seq));
+        if self.sorted.capacity() > 4 * self.sorted.len().max(NEWEST_IDS) {
+            self.sorted.shrink_to(2 * self.sorted.len());
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     /// Length of the text, in bytes.
     pub(crate) text_bytes: usize,
+    /// Of a settled entry: when the broker stored it at the earliest.
+    pub(crate) stored_at: Option<Timestamp>,
 }
 
 /// What an entry holds.
@@ -35,6 +37,8 @@ pub(crate) enum Content {
     Event(Box<IssueEvent>),
     /// The signed JSON text, of one read from the disk.
     Text(Vec<u8>),
+    /// The text on the disk is damaged.
+    Unreadable(String),
 }
 
 /// Reads entries: the newest from memory, all others from the disk.
@@ -60,12 +64,13 @@ impl JournalReader {
         Ok(Self { connection, tail, retention })
     }
 
-    /// Entries up to this one were settled too long ago to be offered to a stream with this
-    /// dedup window. Blocks.
-    pub(crate) fn not_offered(&self, dedup_window: Duration) -> Result<i64, JournalError> {
+    /// For how long settled entries may be offered to a stream with this dedup window, and up to
+    /// which sequence all are older. Blocks.
+    pub(crate) fn expired(&self, dedup_window: Duration) -> Result<(Duration, i64), JournalError> {
         let age = self.retention.min(window::longest_offer(dedup_window));
-        window::settled_before(&self.connection, Timestamp::now(), age)
-            .map_err(|e| JournalError::Sqlite("read what is settled", e))
+        let expired = window::expired(&self.connection, Timestamp::now(), age)
+            .map_err(|e| JournalError::Sqlite("read what is settled", e))?;
+        Ok((age, expired))
     }
 
     /// The entries right after `seq` if they are in memory, at most `max_rows` of them.
@@ -86,7 +91,8 @@ impl JournalReader {
             .connection
             .prepare_cached(
                 "SELECT seq, delivery_id, received_at, hook, traceparent, repository_id, issue_number,
-                        body_sha256, family, lz4
+                        body_sha256, family, lz4,
+                        (SELECT at FROM published WHERE through_seq >= seq ORDER BY through_seq LIMIT 1)
                  FROM deliveries JOIN bodies USING (seq)
                  WHERE seq > ?1 AND seq NOT IN (SELECT seq FROM set_aside)
                  ORDER BY seq LIMIT ?2",
@@ -96,7 +102,12 @@ impl JournalReader {
         let mut entries = Vec::new();
         let mut bytes = 0;
         while let Some(row) = rows.next().map_err(read)? {
-            let entry = entry(row)?;
+            let entry = match entry(row) {
+                Ok(entry) => entry,
+                // What was read before it is not held up.
+                Err(error) if entries.is_empty() => return Err(error),
+                Err(_) => break,
+            };
             bytes += entry.text_bytes;
             entries.push(entry);
             if bytes >= max_bytes {
@@ -113,7 +124,11 @@ fn entry(row: &Row<'_>) -> Result<Entry, JournalError> {
     let family: String = row.get(8).map_err(read)?;
     let packed = row.get_ref(9).map_err(read)?.as_blob();
     let packed = packed.map_err(|e| read(e.into()))?;
-    let text = lz4_flex::decompress_size_prepended(packed).map_err(JournalError::Unpack)?;
+    let (text_bytes, content) = match lz4_flex::decompress_size_prepended(packed) {
+        Ok(text) => (text.len(), Content::Text(text)),
+        Err(error) => (0, Content::Unreadable(format!("its body is damaged: {error}"))),
+    };
+    let stored_at: Option<i64> = row.get(10).map_err(read)?;
     Ok(Entry {
         seq: row.get(0).map_err(read)?,
         delivery: Delivery {
@@ -126,10 +141,11 @@ fn entry(row: &Row<'_>) -> Result<Entry, JournalError> {
         traceparent: traceparent.parse().ok(),
         issue: Issue {
             repository_id: row.get(5).map_err(read)?,
-            number: row.get::<_, i64>(6).map_err(read)?.unsigned_abs(),
+            number: row.get::<_, i64>(6).map_err(read)?.cast_unsigned(),
         },
-        text_bytes: text.len(),
-        content: Content::Text(text),
+        text_bytes,
+        content,
+        stored_at: stored_at.map(Timestamp::from_unix_micros),
     })
 }
 

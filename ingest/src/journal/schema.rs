@@ -56,9 +56,11 @@ CREATE TABLE set_aside (                -- what no broker takes
 /// Filters of ids, which are in memory since the next version.
 const ID_FILTERS: &str = "CREATE TABLE id_filters (last_seq INTEGER PRIMARY KEY) STRICT";
 
-/// What an entry is about, by Gitea's name: which parser reads it.
+/// What an entry is about, by Gitea's name: which parser reads it. Another family than `issues`
+/// comes with a step of its own here, so that an older program refuses the file.
 const FAMILY: &str = "
 DROP TABLE id_filters;
+ALTER TABLE deliveries DROP COLUMN event_type;
 ALTER TABLE deliveries ADD COLUMN family TEXT NOT NULL DEFAULT 'issues';
 ";
 

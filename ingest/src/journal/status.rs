@@ -23,7 +23,12 @@ pub(crate) struct Status {
     last_seq: AtomicI64,
     oldest_unpublished: AtomicI64,
     used_bytes: AtomicU64,
+    /// When the transaction began that is under way, in microseconds since 1970; 0 if there is none.
+    writing_since: AtomicI64,
 }
+
+/// How long a commit may take before the disk counts as hanging: Gitea has hung up by then.
+const HANGING: Duration = Duration::from_secs(5);
 
 impl Status {
     pub(super) fn new(window: Arc<Window>, last_seq: i64) -> Self {
@@ -34,12 +39,24 @@ impl Status {
             last_seq: last_seq.into(),
             oldest_unpublished: 0.into(),
             used_bytes: 0.into(),
+            writing_since: 0.into(),
         }
     }
 
     /// Whether deliveries can be kept right now.
     pub(crate) fn can_keep(&self) -> bool {
-        self.is_writable() && !self.is_full()
+        self.is_writable() && !self.is_full() && !self.hangs()
+    }
+
+    fn hangs(&self) -> bool {
+        let since = self.writing_since.load(Ordering::Relaxed);
+        let now = Timestamp::now().unix_micros();
+        since > 0 && now.saturating_sub(since) > HANGING.as_micros() as i64
+    }
+
+    pub(super) fn writing(&self, writing: bool) {
+        let since = if writing { Timestamp::now().unix_micros() } else { 0 };
+        self.writing_since.store(since, Ordering::Relaxed);
     }
 
     pub(super) fn is_writable(&self) -> bool {

@@ -71,6 +71,7 @@ mod tests {
             issue: Issue { repository_id: 1, number: 1 },
             content: Content::Event(Box::new(event::example())),
             text_bytes,
+            stored_at: None,
         }
     }
 

@@ -39,7 +39,7 @@ impl Opened {
 
     async fn close(mut self) {
         self.journal.close().await;
-        assert!(self.tasks.finish(WRITER, Duration::from_secs(60)).await);
+        assert_eq!(self.tasks.finish(WRITER, Duration::from_secs(60)).await, Ok(true));
     }
 }
 
@@ -74,7 +74,7 @@ fn entry(id: u128, text: &[u8]) -> NewEntry {
 fn text(entry: &Entry) -> &[u8] {
     match &entry.content {
         Content::Text(text) => text,
-        Content::Event(_) => panic!("from memory"),
+        Content::Event(_) | Content::Unreadable(_) => panic!("another content"),
     }
 }
 
@@ -144,7 +144,7 @@ async fn what_is_published_goes_after_its_time_and_sequences_never_come_twice() 
     }
     journal.settle(1..=1);
     journal.window().offer(2);
-    journal.set_aside(2, "no broker takes it".into()).await.unwrap();
+    journal.set_aside(2, Uuid::nil(), "no broker takes it".into()).await.unwrap();
     journal.settle(3..=3);
     journal.upkeep().await.unwrap();
     assert_eq!(journal.reader().await.unwrap().count(), 1);
@@ -231,7 +231,7 @@ async fn an_old_delivery_is_known_before_and_after_a_restart_and_until_it_is_cle
     assert_eq!(keep(&journal, again.into_iter()).await, [Ok(Kept::Before); 5]);
     journal.settle(1..=8_999);
     journal.window().offer(9_000);
-    journal.set_aside(9_000, "no broker takes it".into()).await.unwrap();
+    journal.set_aside(9_000, Uuid::nil(), "no broker takes it".into()).await.unwrap();
     journal.settle(9_001..=MANY as i64);
     while rows(&directory, "SELECT count(*) FROM deliveries") > 1 {
         journal.upkeep().await.unwrap();
@@ -256,9 +256,27 @@ async fn what_was_settled_too_long_ago_is_not_offered_whatever_the_file_holds() 
     }
     let reader = journal.reader().await.unwrap();
     for (dedup_window_secs, expected) in [(90_000, 0), (2500, 1), (1000, 2)] {
-        let not_offered = reader.not_offered(Duration::from_secs(dedup_window_secs)).unwrap();
-        assert_eq!(not_offered, expected, "{dedup_window_secs}");
+        let (_, expired) = reader.expired(Duration::from_secs(dedup_window_secs)).unwrap();
+        assert_eq!(expired, expected, "{dedup_window_secs}");
     }
+    // Each settled entry knows how old it is, and one that is not settled does not.
+    let known: Vec<bool> =
+        reader.after(0, 9, usize::MAX).unwrap().iter().map(|e| e.stored_at.is_some()).collect();
+    assert_eq!(known, [true, true, false]);
+    journal.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_body_holds_up_no_other() {
+    let directory = directory();
+    let journal = Opened::open(&settings(&directory)).await.unwrap();
+    keep(&journal, 1..=3).await;
+    let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
+    connection.execute("UPDATE bodies SET lz4 = x'ff' WHERE seq = 2", ()).unwrap();
+    let reader = journal.reader().await.unwrap();
+    let read = reader.after(0, 10, usize::MAX).unwrap();
+    let damaged = |entry: &Entry| matches!(entry.content, Content::Unreadable(_));
+    assert_eq!(read.iter().map(damaged).collect::<Vec<_>>(), [false, true, false]);
     journal.close().await;
 }
 
@@ -269,7 +287,8 @@ async fn a_journal_of_the_first_version_is_taken_over() {
     keep(&journal, 1..=10).await;
     journal.close().await;
     let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
-    let sql = "ALTER TABLE deliveries DROP COLUMN family; PRAGMA user_version = 1";
+    let sql = "ALTER TABLE deliveries DROP COLUMN family;
+               ALTER TABLE deliveries ADD COLUMN event_type TEXT; PRAGMA user_version = 1";
     connection.execute_batch(sql).unwrap();
     drop(connection);
     let journal = Opened::open(&settings(&directory)).await.unwrap();

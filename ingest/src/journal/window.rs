@@ -9,7 +9,7 @@
 //!   rule of reading, and holds whatever the file still contains.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,10 +17,23 @@ use std::{
 use contract::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
-/// The longest time for which what is confirmed may be offered again to a stream with this dedup
-/// window: a 25th of the window is room for clocks that are set, and for the way to the broker.
+/// The longest time for which settled entries may be offered again to a stream with this dedup
+/// window. A 25th of the window is room for clocks that are set, and for the way to the broker.
 pub(crate) fn longest_offer(dedup_window: Duration) -> Duration {
     dedup_window - dedup_window / 25
+}
+
+/// Whether an entry that the broker stored at `stored_at` may be offered again at `now`, with
+/// `age` the longest time. A time in the future means that the clock was set back; beyond the
+/// room for clocks nothing is known of it.
+pub(crate) fn may_be_offered(stored_at: Timestamp, now: Timestamp, age: Duration) -> bool {
+    let age = micros(age);
+    (-age / 24..=age).contains(&(now.unix_micros() - stored_at.unix_micros()))
+}
+
+fn micros(duration: Duration) -> i64 {
+    // Half of the range, so that sums of two stay within it.
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
 
 /// What is settled, in memory.
@@ -35,17 +48,24 @@ struct State {
     offered: i64,
     /// The low-water mark as it was written last.
     marked: i64,
-    /// The earliest time, in microseconds since 1970, at which the broker may have stored an
-    /// entry that was confirmed since.
-    stored_since_mark: Option<i64>,
+    /// Entries that were confirmed since, and when the broker stored them at the earliest, in
+    /// microseconds since 1970.
+    confirmed: BTreeMap<i64, i64>,
     set_aside: u64,
 }
 
-/// A low-water mark to be written.
+/// A low-water mark to be written. Entries from the mark before it to this one were stored at
+/// `stored_at` or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     through: i64,
     stored_at: i64,
+}
+
+impl Mark {
+    pub(super) fn through(self) -> i64 {
+        self.through
+    }
 }
 
 impl Window {
@@ -72,21 +92,39 @@ impl Window {
         state.open.contains(&seq)
     }
 
+    /// Notes that all entries up to `seq` were read. Those that were not offered are set aside.
+    pub(crate) fn read_through(&self, seq: i64) {
+        let mut state = self.state();
+        state.offered = state.offered.max(seq);
+    }
+
     /// Notes that the broker has confirmed an entry. `stored_at` is not later than the time at
     /// which it can have stored it.
     pub(crate) fn confirm(&self, seq: i64, stored_at: Timestamp) {
         let mut state = self.state();
         if state.open.remove(&seq) {
-            let stored_at = stored_at.unix_micros();
-            let earliest = state.stored_since_mark.get_or_insert(stored_at);
-            *earliest = stored_at.min(*earliest);
+            state.confirmed.insert(seq, stored_at.unix_micros());
         }
+    }
+
+    /// When the broker stored a settled entry, if that is not written yet.
+    pub(crate) fn stored_at(&self, seq: i64) -> Option<Timestamp> {
+        self.state().confirmed.get(&seq).map(|micros| Timestamp::from_unix_micros(*micros))
+    }
+
+    pub(super) fn is_open(&self, seq: i64) -> bool {
+        self.state().open.contains(&seq)
     }
 
     /// Entries up to this one are settled.
     pub(crate) fn low_water_mark(&self) -> i64 {
         let state = self.state();
         state.open.first().map_or(state.offered, |seq| seq - 1)
+    }
+
+    /// The low-water mark as it was written last.
+    pub(super) fn marked(&self) -> i64 {
+        self.state().marked
     }
 
     /// Entries that no broker takes, kept for ever.
@@ -98,7 +136,8 @@ impl Window {
     pub(super) fn next_mark(&self, now: Timestamp) -> Option<Mark> {
         let through = self.low_water_mark();
         let state = self.state();
-        let stored_at = state.stored_since_mark.unwrap_or(now.unix_micros());
+        let earliest = state.confirmed.range(..=through).map(|(_, stored_at)| *stored_at).min();
+        let stored_at = earliest.unwrap_or(now.unix_micros());
         (through > state.marked).then_some(Mark { through, stored_at })
     }
 
@@ -107,10 +146,7 @@ impl Window {
         let mut state = self.state();
         if let Some(mark) = mark {
             state.marked = mark.through;
-            // What was confirmed above the mark counts for the next one.
-            if state.offered - mark.through == state.open.len() as i64 {
-                state.stored_since_mark = None;
-            }
+            state.confirmed = state.confirmed.split_off(&(mark.through + 1));
         }
         for seq in set_aside {
             state.open.remove(seq);
@@ -140,17 +176,21 @@ pub(super) fn set_aside(
     Ok(())
 }
 
-/// Settled entries up to this one are older than `age`: they are not offered again.
-pub(super) fn settled_before(
+/// All entries up to this one were settled too long ago to be offered again: the marks up to the
+/// first one that is young enough.
+pub(super) fn expired(
     connection: &Connection,
     now: Timestamp,
     age: Duration,
 ) -> rusqlite::Result<i64> {
-    let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-    let before = now.unix_micros().saturating_sub(age);
+    let (now, age) = (now.unix_micros(), micros(age));
     connection
-        .prepare_cached("SELECT coalesce(max(through_seq), 0) FROM published WHERE at < ?1")?
-        .query_row((before,), |row| row.get(0))
+        .prepare_cached(
+            "SELECT coalesce(max(through_seq), 0) FROM published WHERE through_seq < coalesce(
+                 (SELECT min(through_seq) FROM published WHERE at BETWEEN ?1 AND ?2),
+                 9223372036854775807)",
+        )?
+        .query_row((now - age, now + age / 24), |row| row.get(0))
 }
 
 /// Clears settled entries up to `through`: the oldest first, at most `limit`. Returns their
@@ -179,11 +219,12 @@ pub(super) fn clear(
     Ok(oldest)
 }
 
-/// Forgets marks below those that say anything: the newest mark before `through` stays.
-pub(super) fn forget_marks(transaction: &Transaction<'_>, through: i64) -> rusqlite::Result<()> {
+/// Forgets marks of entries that have expired. The newest of them stays: it says where the
+/// window begins.
+pub(super) fn forget_marks(transaction: &Transaction<'_>, expired: i64) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("DELETE FROM published WHERE through_seq < ?1")?
-        .execute((through,))?;
+        .execute((expired,))?;
     Ok(())
 }
 
@@ -227,25 +268,49 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_as_old_as_the_oldest_entry_that_it_covers() {
+    fn a_mark_is_as_old_as_the_oldest_entry_that_it_covers_and_no_older() {
         let window = Window::default();
-        for seq in 1..=3 {
+        for seq in 1..=4 {
             window.offer(seq);
         }
         window.confirm(1, at(30));
         window.confirm(2, at(20));
-        assert_eq!(window.next_mark(at(60)), mark(2, 20));
-        window.offer(4);
         window.confirm(4, at(25));
-        window.committed(mark(2, 20), &[]);
+        assert_eq!(window.next_mark(at(60)), mark(2, 20));
         window.confirm(3, at(50));
-        let next = window.next_mark(at(60)).expect("3 and 4");
-        assert!(next.stored_at <= at(25).unix_micros(), "4 was confirmed before the mark");
-        window.committed(Some(next), &[]);
-        assert_eq!(window.next_mark(at(60)), None);
+        window.committed(mark(2, 20), &[]);
+        assert_eq!(window.next_mark(at(60)), mark(4, 25));
+        // Others are always on their way, and what is old is left behind all the same.
         window.offer(5);
-        window.confirm(5, at(70));
-        assert_eq!(window.next_mark(at(80)), mark(5, 70));
+        window.offer(6);
+        window.confirm(6, at(70));
+        window.committed(mark(4, 25), &[]);
+        window.confirm(5, at(65));
+        assert_eq!(window.next_mark(at(80)), mark(6, 65));
+    }
+
+    #[test]
+    fn what_is_read_and_not_offered_was_set_aside_before_and_holds_no_mark() {
+        let window = Window::default();
+        window.offer(1);
+        window.confirm(1, at(1));
+        window.read_through(2);
+        assert_eq!(window.low_water_mark(), 2);
+        assert!(!window.offer(2));
+    }
+
+    #[test]
+    fn clocks_that_are_set_neither_lengthen_nor_end_the_time_to_offer_by_much() {
+        let age = Duration::from_secs(2400);
+        for (stored, now, offered) in [
+            (1000, 1000, true),
+            (1000, 3400, true),
+            (1000, 3401, false),
+            (1000, 900, true),
+            (1000, 899, false),
+        ] {
+            assert_eq!(may_be_offered(at(stored), at(now), age), offered, "{stored} {now}");
+        }
     }
 
     #[test]

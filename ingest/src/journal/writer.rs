@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use contract::timestamp::Timestamp;
+use contract::{timestamp::Timestamp, traceparent::trace_id_text};
 use rusqlite::{Connection, MAIN_DB, Transaction, TransactionBehavior, blob::ZeroBlob};
 use service::causes::Causes;
 use tokio::sync::{oneshot, watch};
@@ -45,15 +45,20 @@ type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 pub(super) enum Command {
     /// Boxed, since the queue has its places for all of them from the start.
     Append(Box<Waiting>),
-    SetAside {
-        seq: i64,
-        reason: String,
-        reply: Reply<()>,
-    },
+    SetAside(SettingAside),
     Upkeep {
         reply: Reply<()>,
     },
     Close,
+}
+
+/// An entry that waits to be set aside.
+#[derive(Debug)]
+pub(super) struct SettingAside {
+    pub(super) seq: i64,
+    pub(super) delivery_id: Uuid,
+    pub(super) reason: String,
+    pub(super) reply: Reply<()>,
 }
 
 /// A delivery that waits to be kept.
@@ -90,7 +95,7 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Batch {
     appends: Vec<Waiting>,
-    set_asides: Vec<(i64, String, Reply<()>)>,
+    set_asides: Vec<SettingAside>,
     upkeep: Vec<Reply<()>>,
 }
 
@@ -101,6 +106,8 @@ struct Done {
     /// Ids and digests of what was inserted.
     added: Vec<(Uuid, [u8; 32])>,
     mark: Option<Mark>,
+    /// Places within the batch of what was set aside now, and not before.
+    set_aside: Vec<usize>,
     /// Sequences of what was cleared away.
     cleared: Vec<i64>,
     behind: bool,
@@ -166,9 +173,7 @@ impl Writer {
                     bytes += waiting.entry.packed.lz4.len();
                     batch.appends.push(*waiting);
                 }
-                Command::SetAside { seq, reason, reply } => {
-                    batch.set_asides.push((seq, reason, reply));
-                }
+                Command::SetAside(entry) => batch.set_asides.push(entry),
                 Command::Upkeep { reply } => batch.upkeep.push(reply),
                 Command::Close => return (batch, false),
             }
@@ -194,7 +199,10 @@ impl Writer {
                 let _ = waiting.reply.send(Err(AppendError::Full));
             }
         }
-        match self.transact(&batch) {
+        self.shared.status.writing(true);
+        let done = self.transact(&batch);
+        self.shared.status.writing(false);
+        match done {
             Ok(done) => self.committed(batch, done),
             Err(error) => {
                 self.shared.status.set_writable(false);
@@ -203,7 +211,7 @@ impl Writer {
                 for waiting in batch.appends {
                     let _ = waiting.reply.send(Err(AppendError::Unwritable));
                 }
-                let set_asides = batch.set_asides.into_iter().map(|(.., reply)| reply);
+                let set_asides = batch.set_asides.into_iter().map(|entry| entry.reply);
                 for reply in set_asides.chain(batch.upkeep) {
                     let _ = reply.send(Err(AppendError::Unwritable));
                 }
@@ -237,8 +245,17 @@ impl Writer {
                 Some(_) => Err(AppendError::IdReused),
             });
         }
-        for (seq, reason, _) in &batch.set_asides {
-            window::set_aside(&transaction, *seq, reason, now)?;
+        for (place, entry) in batch.set_asides.iter().enumerate() {
+            // It may have been settled since, by another session or by a command before this one.
+            let before = &batch.set_asides[..place];
+            if self.shared.window.is_open(entry.seq) && before.iter().all(|e| e.seq != entry.seq) {
+                window::set_aside(&transaction, entry.seq, &entry.reason, now)?;
+                done.set_aside.push(place);
+            }
+        }
+        if !self.shared.status.is_writable() {
+            // Something has to be written to find out whether the disk is back.
+            transaction.pragma_update(None, "user_version", schema::VERSION)?;
         }
         if !batch.upkeep.is_empty() || self.behind || self.shared.status.is_full() {
             let limit = CLEAR_ENTRIES.max(2 * batch.appends.len());
@@ -257,8 +274,13 @@ impl Writer {
         status.set_measured(done.measured, &self.settings);
         self.behind = done.behind;
         self.known.forget(&done.cleared);
-        let set_aside: Vec<i64> = batch.set_asides.iter().map(|(seq, ..)| *seq).collect();
-        window.committed(done.mark, &set_aside);
+        let set_aside: Vec<_> =
+            done.set_aside.iter().map(|place| &batch.set_asides[*place]).collect();
+        for SettingAside { seq, delivery_id, reason, .. } in &set_aside {
+            let trace_id = trace_id_text(*delivery_id);
+            error!(gitea.delivery.id = %delivery_id, trace_id, seq, reason, "set aside");
+        }
+        window.committed(done.mark, &set_aside.iter().map(|entry| entry.seq).collect::<Vec<_>>());
         let mut committed = Vec::with_capacity(done.added.len());
         let mut answers = Vec::with_capacity(batch.appends.len());
         for (Waiting { entry, reply }, outcome) in batch.appends.into_iter().zip(done.outcomes) {
@@ -274,7 +296,7 @@ impl Writer {
             // Whoever asked may have hung up; the entry is kept all the same.
             let _ = reply.send(outcome);
         }
-        for reply in batch.set_asides.into_iter().map(|(.., reply)| reply).chain(batch.upkeep) {
+        for reply in batch.set_asides.into_iter().map(|entry| entry.reply).chain(batch.upkeep) {
             let _ = reply.send(Ok(()));
         }
         if !committed.is_empty() {
@@ -297,13 +319,11 @@ fn upkeep(
     done.mark = window.next_mark(now);
     if let Some(mark) = done.mark {
         window::write_mark(transaction, mark)?;
-    } else if !status.is_writable() {
-        // Something has to be written to find out whether the disk is back.
-        transaction.pragma_update(None, "user_version", schema::VERSION)?;
     }
-    let expired = window::settled_before(transaction, now, settings.retention)?;
+    let expired = window::expired(transaction, now, settings.retention)?;
     let too_large = status.used_bytes() > settings.retention_bytes;
-    let through = if too_large { window.low_water_mark() } else { expired };
+    let marked = done.mark.map_or(window.marked(), Mark::through);
+    let through = if too_large { marked } else { expired };
     done.cleared = window::clear(transaction, through, limit)?;
     done.behind = done.cleared.len() == limit;
     window::forget_marks(transaction, expired)
@@ -332,7 +352,7 @@ fn insert(transaction: &Transaction<'_>, seq: i64, entry: &NewEntry) -> rusqlite
             &delivery.hook,
             entry.traceparent.to_string(),
             event.repository.id,
-            event.issue.number as i64,
+            event.issue.number.cast_signed(),
             delivery.body_sha256.as_slice(),
             <&str>::from(delivery.family),
         ))?;
@@ -357,6 +377,7 @@ impl NewEntry {
             issue,
             text_bytes: packed.text_bytes,
             content: Content::Event(event),
+            stored_at: None,
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Lanes: entries of one issue go out one after the other, those of
 //! different issues at the same time.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
-use crate::journal::{Entry, Issue};
+use contract::timestamp::Timestamp;
+
+use crate::journal::{Entry, Issue, window};
 
 /// An entry to be published.
 #[derive(Debug)]
@@ -11,6 +16,18 @@ pub(super) struct Offer {
     pub(super) entry: Entry,
     /// Not settled before, as far as this journal knows.
     pub(super) first: bool,
+    /// Of a settled entry: when the broker stored it at the earliest.
+    pub(super) stored_at: Option<Timestamp>,
+    /// How long after that it may be offered again.
+    pub(super) age: Duration,
+}
+
+impl Offer {
+    /// Whether the broker may have forgotten that it has this entry.
+    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
+        let may_be_offered = |stored_at| window::may_be_offered(stored_at, now, self.age);
+        !self.first && !self.stored_at.is_some_and(may_be_offered)
+    }
 }
 
 /// What is in memory: one entry an issue under way, the others waiting behind it.
@@ -69,8 +86,9 @@ mod tests {
             issue: Issue { repository_id: 1, number },
             content: Content::Text(Vec::new()),
             text_bytes: 10,
+            stored_at: None,
         };
-        Offer { entry, first: true }
+        Offer { entry, first: true, stored_at: None, age: Duration::from_secs(60) }
     }
 
     #[test]
@@ -84,6 +102,23 @@ mod tests {
         assert_eq!(second.entry.seq, 2);
         assert!(lanes.done(&second).is_none());
         assert!(lanes.offer(offer(4, 7)).is_some(), "the lane is free again");
+    }
+
+    #[test]
+    fn only_what_was_settled_expires() {
+        let now = Timestamp::now();
+        let ago =
+            |secs: i64| Some(Timestamp::from_unix_micros(now.unix_micros() - secs * 1_000_000));
+        for (first, stored_at, expired) in [
+            (true, None, false),
+            (true, ago(90), false),
+            (false, ago(30), false),
+            (false, ago(90), true),
+            (false, None, true),
+        ] {
+            let offer = Offer { first, stored_at, ..offer(1, 1) };
+            assert_eq!(offer.has_expired(now), expired, "{first} {stored_at:?}");
+        }
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(super) enum Published {
     Refused(String),
     /// Not yet; it is offered again.
     Interrupted,
+    /// It was settled so long ago that the broker may have forgotten its id.
+    Expired,
 }
 
 /// Publishes entries.
@@ -131,10 +133,12 @@ impl Publisher {
             () = session.ended() => Published::Interrupted,
         };
         match published {
-            Published::Confirmed => ending.error = None,
+            Published::Confirmed | Published::Expired => ending.error = None,
             Published::Refused(_) => ending.error = Some("refused"),
             Published::Interrupted => {
-                self.unfinished().insert(seq, ending);
+                if offer.first {
+                    self.unfinished().insert(seq, ending);
+                }
             }
         }
         published
@@ -153,6 +157,9 @@ impl Publisher {
         let mut backoff = BACKOFF;
         let mut oversized = 0;
         loop {
+            if offer.has_expired(Timestamp::now()) {
+                return Published::Expired;
+            }
             let started = Instant::now();
             let stream = match self.stream(session).await {
                 Ok(stream) => stream,
@@ -308,6 +315,7 @@ fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
     let text = match std::mem::replace(&mut entry.content, Content::Text(Vec::new())) {
         Content::Event(event) => return Ok(*event),
         Content::Text(text) => text,
+        Content::Unreadable(reason) => return Err(reason),
     };
     match payload::read(&text, &entry.delivery) {
         Ok(Parsed::Event(event)) => Ok(*event),

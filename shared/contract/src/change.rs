@@ -1,5 +1,6 @@
-//! The typed change that agents and bots read: what happened to an issue,
-//! worked out by comparing an event with what was known of the issue.
+//! The typed change that agents and bots read: what happened to an issue.
+//!
+//! A change is derived by comparing an event with the stored state of the issue.
 
 use std::fmt;
 
@@ -12,7 +13,8 @@ use crate::{
     timestamp::Timestamp,
 };
 
-/// The version of the change's shape, under the same rule as the event's.
+/// Version of the change's shape, under the same rule as
+/// [`EVENT_VERSION`](crate::event::EVENT_VERSION).
 pub const CHANGE_VERSION: u32 = 1;
 
 /// One change of an issue, as published on `gitea.changes.>`.
@@ -24,23 +26,23 @@ pub struct Change {
     pub kind: ChangeKind,
     /// Logins that were assigned by this change. Only with `assigned`.
     pub added: Vec<String>,
-    /// Logins that are no longer assigned. Only with `unassigned`, and empty
-    /// there when nobody can know who it was (`first_seen`).
+    /// Logins that are no longer assigned. Only with `unassigned`. Empty if the
+    /// issue was not known before (`first_seen`).
     pub removed: Vec<String>,
     /// Logins assigned now, after all changes of this event.
     pub assignees: Vec<String>,
-    /// Gitea's payload cannot say whether this was the last change of its
-    /// second: another one of the same second contradicts it.
+    /// Another event of the same second contradicts this change, and Gitea's
+    /// payload does not say which of them was the last.
     pub in_doubt: bool,
-    /// The issue was not known before, so this is what its first event implies.
+    /// The issue was not known before. The change is what its first event implies.
     pub first_seen: bool,
     /// The issue as it is now.
     pub issue: Issue,
-    /// Its repository.
+    /// The repository of the issue.
     pub repository: Repository,
-    /// Who did what led to this change.
+    /// The user whose action led to this change.
     pub sender: User,
-    /// The delivery it follows from.
+    /// The delivery that the change follows from.
     pub cause: Cause,
     /// The issue's long texts were cut, as in the event.
     #[serde(default)]
@@ -52,15 +54,15 @@ pub struct Change {
 pub struct Cause {
     /// `X-Gitea-Delivery`. Without its dashes it is the trace id.
     pub delivery_id: String,
-    /// The event's action. Not always the change's kind: an `edited` can be the
-    /// first to tell of an assignment.
+    /// The event's action. It can differ from the change's kind: an `edited`
+    /// event can be the first one that shows an assignment.
     pub action: Action,
-    /// When ingest had received it.
+    /// When ingest had received the delivery.
     pub received_at: Timestamp,
 }
 
-/// What changed. The order of the kinds is the order in which one event's changes
-/// are published: who is told to start finds that the others were told to stop.
+/// What changed. The changes of one event are published in the order of the kinds,
+/// so `unassigned` comes before `assigned`: one agent stops before another starts.
 #[derive(
     Clone,
     Copy,
@@ -90,10 +92,10 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
-    /// All kinds, in their order.
+    /// All kinds, in the order of their publication.
     pub const ALL: &'static [Self] = Self::VARIANTS;
 
-    /// The token in subjects and message ids.
+    /// The kind as a token of subjects and message ids.
     pub fn as_str(self) -> &'static str {
         self.into()
     }
@@ -106,8 +108,8 @@ impl fmt::Display for ChangeKind {
 }
 
 impl Change {
-    /// A change of `kind` that follows from `event`. Who was added or removed
-    /// and the two flags are the caller's to set.
+    /// A change of `kind` that follows from `event`. The caller sets `added`, `removed`,
+    /// `in_doubt` and `first_seen`.
     pub fn from_event(kind: ChangeKind, event: &IssueEvent) -> Self {
         Self {
             version: CHANGE_VERSION,
@@ -129,13 +131,13 @@ impl Change {
         }
     }
 
-    /// The message id: the same change told again, after a crash or a
-    /// redrive, is dropped by the stream.
+    /// The message id. A change that is published again after a crash or a redrive
+    /// has the same id, so the stream drops it.
     pub fn message_id(&self) -> String {
         format!("{}:{}", self.cause.delivery_id, self.kind)
     }
 
-    /// In short, for a log line: `assigned +bot`, `unassigned -tom`, `closed`.
+    /// A short form for log lines: `assigned +bot`, `unassigned -tom`, `closed`.
     pub fn summary(&self) -> String {
         let mut text = self.kind.to_string();
         for (sign, logins) in [('+', &self.added), ('-', &self.removed)] {

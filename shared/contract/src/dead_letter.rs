@@ -1,5 +1,5 @@
-//! A message that was given up: the original payload and headers, with the
-//! reason in headers of its own.
+//! A dead letter: payload and headers of a message that was given up, with the
+//! reason in additional headers.
 
 use strum::{IntoStaticStr, VariantArray};
 
@@ -8,17 +8,17 @@ use crate::{
     subject,
 };
 
-/// Why it was given up, in words.
+/// Header: why the message was given up, in words.
 pub const ERROR: &str = "Coordinator-Error";
-/// How often it was tried.
+/// Header: number of attempts to handle the message.
 pub const ATTEMPTS: &str = "Coordinator-Attempts";
-/// The stream it was on.
+/// Header: the stream that holds the message.
 pub const STREAM: &str = "Coordinator-Stream";
-/// Its sequence there.
+/// Header: sequence of the message in that stream.
 pub const SEQUENCE: &str = "Coordinator-Sequence";
-/// Its subject there.
+/// Header: subject of the message in that stream.
 pub const ORIGINAL_SUBJECT: &str = "Coordinator-Original-Subject";
-/// Its message id there.
+/// Header: message id of the message in that stream.
 pub const ORIGINAL_MESSAGE_ID: &str = "Coordinator-Original-Msg-Id";
 
 const OWN_HEADERS: [&str; 6] =
@@ -28,16 +28,16 @@ const OWN_HEADERS: [&str; 6] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Reason {
-    /// It is no event that the worker can read.
+    /// The payload is not an event that the worker can read.
     Undecodable,
-    /// A handler failed, and will fail again.
+    /// A handler failed in a way that a retry does not change.
     Permanent,
-    /// It was tried too often, whatever stopped it.
+    /// There were too many attempts, whatever the cause.
     TooManyAttempts,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The label in metrics and log lines.
@@ -46,21 +46,21 @@ impl Reason {
     }
 }
 
-/// Where a message came from and what became of it.
+/// Where a dead letter came from, and why it was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
-    /// Why it was given up, in words.
+    /// Why the message was given up, in words.
     pub error: String,
-    /// How often it was tried.
+    /// Number of attempts to handle the message.
     pub attempts: u64,
-    /// The stream it was on.
+    /// The stream that holds the message.
     pub stream: String,
-    /// Its sequence there.
+    /// Sequence of the message in that stream.
     pub sequence: u64,
 }
 
-/// Wraps a message as a dead letter. Its message id is made of stream, sequence
-/// and the original id, so that parking the same message twice stores it once.
+/// Wraps a message as a dead letter. The dead letter's message id is made of stream,
+/// sequence and the original id, so that parking a message twice stores it once.
 pub fn park(subject: &str, original: &Headers, payload: Vec<u8>, history: &History) -> Envelope {
     let mut headers = without(original, &OWN_HEADERS);
     let id = original.get(MESSAGE_ID).unwrap_or_default();
@@ -75,9 +75,9 @@ pub fn park(subject: &str, original: &Headers, payload: Vec<u8>, history: &Histo
     Envelope { subject: subject::of_dead_letter(subject), headers, payload }
 }
 
-/// Unwraps a dead letter to be published again where it came from. `sequence`
-/// is the dead letter's own, which makes the new message id: redriving the
-/// same dead letter twice stores one message. None if it is no dead letter.
+/// Unwraps a dead letter, to be published on its original subject. `sequence` is the
+/// dead letter's own sequence. It is part of the new message id, so redriving the same
+/// dead letter twice stores one message. None if the message is not a dead letter.
 pub fn redrive(dead: &Headers, payload: Vec<u8>, sequence: u64) -> Option<Envelope> {
     let subject = dead.get(ORIGINAL_SUBJECT)?.to_owned();
     let id = dead.get(ORIGINAL_MESSAGE_ID)?;
@@ -86,7 +86,7 @@ pub fn redrive(dead: &Headers, payload: Vec<u8>, sequence: u64) -> Option<Envelo
     Some(Envelope { subject, headers, payload })
 }
 
-/// A copy without the message id, without `names`, and without what the server was asked to expect.
+/// A copy without the message id, without `names` and without the `Nats-Expected-*` headers.
 fn without(headers: &Headers, names: &[&str]) -> Headers {
     let kept = headers.0.iter().filter(|(name, _)| {
         name != MESSAGE_ID && !names.contains(&&**name) && !name.starts_with("Nats-Expected-")

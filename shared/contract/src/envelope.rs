@@ -1,4 +1,4 @@
-//! Events and changes ⇄ NATS messages: JSON payload, CloudEvents attributes as
+//! Events and changes as NATS messages: JSON payload, CloudEvents attributes as
 //! `ce-*` headers (binary mode), trace context, message id.
 
 use std::borrow::Cow;
@@ -14,13 +14,14 @@ use crate::{
     traceparent::{TRACEPARENT, Traceparent},
 };
 
-/// Header of the message id, by which a stream drops what it has already.
+/// Header of the message id, by which a stream drops duplicates.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// What CloudEvents asks to be escaped in a header (HTTP binding 1.0.2, section 3.1.3.2).
+/// Characters that CloudEvents requires to be escaped in a header (HTTP binding 1.0.2,
+/// section 3.1.3.2).
 const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
-/// Headers of a message, in order. Names are case-sensitive, as they are for NATS.
+/// Headers of a message, in order. Names are case-sensitive, as in NATS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers(pub Vec<(Cow<'static, str>, String)>);
 
@@ -40,7 +41,8 @@ impl Headers {
         self.get(TRACEPARENT)?.parse().ok()
     }
 
-    /// Their size in a NATS message, in bytes: version line, `name: value` lines, empty line.
+    /// Size of the headers in a NATS message, in bytes: version line, `name: value` lines,
+    /// empty line.
     pub fn wire_bytes(&self) -> usize {
         let lines = self.0.iter().map(|(name, value)| name.len() + value.len() + 4);
         "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>()
@@ -50,31 +52,32 @@ impl Headers {
 /// A message that is ready to be published.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Where to.
+    /// Subject to publish on.
     pub subject: String,
     /// Message id, trace context and CloudEvents attributes.
     pub headers: Headers,
-    /// JSON.
+    /// Payload, in JSON.
     pub payload: Vec<u8>,
 }
 
-/// Why a payload could not be read, or a message not be made.
+/// Why a payload cannot be read, or a message cannot be built.
 #[derive(Debug, Error)]
 pub enum EnvelopeError {
-    /// It is not JSON of the expected shape.
+    /// The payload is not JSON of the expected shape.
     ///
-    /// Tells where and not what: serde's own text, as a cause, would show values of the payload.
+    /// The error reports the position only. serde's own text is not a cause of it, since that
+    /// text would show values of the payload.
     #[error("the payload is not of the expected shape (line {}, column {})", .0.line(), .0.column())]
     Json(serde_json::Error),
-    /// A newer program wrote it.
+    /// A newer program wrote the payload.
     #[error("the payload has version {found}, this program reads up to {known}")]
     Version {
-        /// What the payload says.
+        /// Version in the payload.
         found: u32,
-        /// What this program knows.
+        /// Newest version that this program reads.
         known: u32,
     },
-    /// A line break in it.
+    /// The delivery's id contains a line break.
     #[error("the delivery's id cannot stand in a header")]
     Id,
 }
@@ -135,7 +138,7 @@ impl CloudEvent<'_> {
         payload: &impl Serialize,
         traceparent: &Traceparent,
     ) -> Result<Envelope, EnvelopeError> {
-        // Anybody who may publish can make up an id, and a line break would end the header.
+        // Any client that may publish chooses the id. A line break in it would end the header.
         if self.id.contains(['\r', '\n']) {
             return Err(EnvelopeError::Id);
         }

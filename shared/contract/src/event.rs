@@ -1,8 +1,8 @@
 //! The typed event that subscribers read: one delivery of Gitea about an
 //! issue, with the issue as it was at that moment.
 //!
-//! An event is a snapshot. It does not say what changed since the last one;
-//! that is the [`Change`](crate::change::Change)'s to tell.
+//! An event is a snapshot. It does not say what changed since the last event:
+//! a [`Change`](crate::change::Change) does.
 
 use std::{fmt, str::FromStr};
 
@@ -12,8 +12,8 @@ use strum::{EnumString, IntoStaticStr};
 
 use crate::timestamp::Timestamp;
 
-/// The version of the event's shape. Fields may be added under one version;
-/// a field that goes or changes its meaning makes a new one.
+/// Version of the event's shape. A field that is added keeps the version. A field
+/// that is removed or changes its meaning needs a new version.
 pub const EVENT_VERSION: u32 = 1;
 
 /// One issue event of Gitea, as published on `gitea.issues.>`.
@@ -21,7 +21,7 @@ pub const EVENT_VERSION: u32 = 1;
 pub struct IssueEvent {
     /// Version of this shape, now 1.
     pub version: u32,
-    /// The delivery that brought it.
+    /// The delivery that brought the event.
     pub delivery: Delivery,
     /// What Gitea says happened.
     pub action: Action,
@@ -29,7 +29,7 @@ pub struct IssueEvent {
     pub issue: Issue,
     /// The repository at that moment.
     pub repository: Repository,
-    /// Who did it. Not who was assigned: Gitea does not say.
+    /// The user who acted. Gitea does not say which user was assigned.
     pub sender: User,
     /// The commit that closed the issue, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,12 +48,13 @@ pub struct IssueEvent {
 pub struct Delivery {
     /// `X-Gitea-Delivery`, the UUID that Gitea shows under "Recent deliveries".
     pub id: String,
-    /// When ingest had received it.
+    /// When ingest had received the delivery.
     pub received_at: Timestamp,
     /// SHA-256 of the signed JSON text, in hex. Deliveries of several hooks, or
     /// a redelivery by hand, carry the same text under different ids.
     pub body_sha256: String,
-    /// What the hook hangs on: `repository`, `organization`, `user`, `system`, `default`. Newer Gitea only.
+    /// What the hook belongs to: `repository`, `organization`, `user`, `system` or
+    /// `default`. Newer Gitea only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
 }
@@ -85,8 +86,8 @@ pub struct Issue {
     /// When it was opened. None where Gitea sends a zero value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<Timestamp>,
-    /// When it was last changed, to the second. None, which means unknown and
-    /// never oldest, where Gitea sends a zero value (while an issue is being created).
+    /// When it was last changed, to the second. None where Gitea sends a zero value,
+    /// while an issue is being created. None means unknown, never oldest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated_at: Option<Timestamp>,
     /// When it was closed.
@@ -113,7 +114,7 @@ pub struct Repository {
     pub owner: String,
     /// Name without the owner. May contain dots.
     pub name: String,
-    /// Its page.
+    /// The page of the repository.
     pub url: String,
     /// Where to clone it from over HTTP.
     pub clone_url: String,
@@ -128,7 +129,7 @@ impl Repository {
     }
 }
 
-/// A user, reduced to what identifies one.
+/// A user: id and login.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct User {
     /// Gitea's id. Negative for Ghost (-1) and gitea-actions (-2).
@@ -147,8 +148,8 @@ pub enum State {
     Closed,
 }
 
-/// An issue action by Gitea's name for it. Versions add actions, so one that
-/// is not known here is kept as it is.
+/// An issue action under Gitea's name. Gitea versions add actions, so an
+/// unknown action is kept as it is.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, EnumString, IntoStaticStr,
 )]
@@ -178,13 +179,13 @@ pub enum Action {
     Demilestoned,
     /// `deleted`
     Deleted,
-    /// Any other.
+    /// Any other action, under Gitea's name.
     #[strum(default)]
     Other(String),
 }
 
 impl Action {
-    /// Gitea's name for it.
+    /// Gitea's name for the action.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Other(name) => name,
@@ -192,8 +193,8 @@ impl Action {
         }
     }
 
-    /// The name for a metric's label: a sender must not be able to make up
-    /// time series, so an unknown action counts as `other`.
+    /// The name as a metric's label. An unknown action counts as `other`, so that
+    /// a sender cannot create time series.
     pub fn metric_label(&self) -> &'static str {
         self.into()
     }
@@ -223,15 +224,15 @@ impl IssueEvent {
         format!("{}#{}", self.repository.full_name(), self.issue.number)
     }
 
-    /// Cuts the texts of an event that is larger than `max_bytes` as JSON, and
-    /// flags it. What identifies the issue and what the worker compares stays whole.
+    /// Cuts the texts of an event that is larger than `max_bytes` as JSON, and sets
+    /// `cut`. What identifies the issue and what the worker compares stays whole.
     ///
-    /// Returns false if it is still too large after that.
+    /// Returns false if the event is still too large after that.
     pub fn cut_to(&mut self, max_bytes: usize) -> bool {
         let size = |event: &Self| serde_json::to_vec(event).map_or(usize::MAX, |json| json.len());
         self.cut = true;
         self.changes = None;
-        // JSON makes no text shorter. What is surely too much goes before anything is measured.
+        // JSON never shortens a text, so the body is cut to `max_bytes` before measuring.
         let body = &mut self.issue.body;
         let fits = (0..=max_bytes.min(body.len())).rev().find(|at| body.is_char_boundary(*at));
         body.truncate(fits.unwrap_or(0));
@@ -252,8 +253,8 @@ impl IssueEvent {
     }
 }
 
-/// Removes at least `bytes` of JSON text from the end of `text`, counting
-/// characters as long as their JSON escapes, without splitting one.
+/// Removes at least `bytes` of JSON text from the end of `text`. A character counts
+/// with the length of its JSON escape, and is never split.
 fn cut_json_bytes(text: &mut String, bytes: usize) {
     let mut freed = 0;
     let mut keep = text.len();
@@ -271,7 +272,7 @@ fn cut_json_bytes(text: &mut String, bytes: usize) {
     text.truncate(keep);
 }
 
-/// An event for tests and examples, the smallest that means something.
+/// A small event for tests and examples.
 #[doc(hidden)]
 pub fn example() -> IssueEvent {
     let user = |id, login: &str| User { id, login: login.into() };

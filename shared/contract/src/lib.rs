@@ -1,5 +1,5 @@
-//! What a subscriber of Coordinator depends on: typed events and changes, and
-//! how they stand in NATS messages.
+//! The contract with subscribers of Coordinator: typed events and changes, and
+//! their form in NATS messages.
 //!
 //! Architecture invariant: this crate does no IO, knows no HTTP and nothing
 //! asynchronous, and depends on no NATS client.

@@ -1,4 +1,4 @@
-//! Names of what lives on the broker.
+//! Names of streams, bucket, consumers and subjects on the broker.
 
 /// Stream of events.
 pub const EVENTS: &str = "GITEA_ISSUES";
@@ -9,7 +9,7 @@ pub const DEAD_LETTERS: &str = "GITEA_ISSUES_DEAD";
 /// Bucket of issue states.
 pub const ISSUE_STATE: &str = "GITEA_ISSUE_STATE";
 
-/// Number of partitions. Subjects hold the partition, so the number is fixed for ever.
+/// Number of partitions. Subjects hold the partition, so the number can never change.
 pub const PARTITIONS: u8 = 64;
 
 /// First tokens of an event's subject.

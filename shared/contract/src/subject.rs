@@ -1,4 +1,4 @@
-//! Subjects and partitions, both ways. The one place that spells a subject.
+//! Writes and reads subjects, and computes partitions. No other module spells a subject.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use thiserror::Error;
@@ -15,7 +15,7 @@ const TOKEN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
 /// Which of the [`PARTITIONS`] an issue belongs to: FNV-1a (64 bit) over the
 /// repository's id and the issue's number, both as little-endian 64 bit.
-/// Ids and not names, since a repository can be renamed.
+/// The id is used rather than the name, since a repository can be renamed.
 pub fn partition(repository_id: i64, number: u64) -> u8 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in repository_id.to_le_bytes().into_iter().chain(number.to_le_bytes()) {
@@ -41,13 +41,13 @@ pub struct EventSubject {
     pub partition: u8,
 }
 
-/// Why a subject is not one of an event.
+/// Why a text is not the subject of an event.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("not an event subject: {0}")]
 pub struct SubjectError(&'static str);
 
 impl EventSubject {
-    /// Where `event` goes.
+    /// The subject of `event`.
     pub fn of(event: &IssueEvent) -> Self {
         Self {
             action: event.action.as_str().to_owned(),
@@ -96,7 +96,7 @@ impl std::fmt::Display for EventSubject {
     }
 }
 
-/// Where a change goes: `gitea.changes.<kind>.<owner>.<repo>.<number>`.
+/// The subject of a change: `gitea.changes.<kind>.<owner>.<repo>.<number>`.
 pub fn of_change(change: &Change) -> String {
     format!(
         "{CHANGES_PREFIX}.{}.{}.{}.{}",
@@ -107,21 +107,21 @@ pub fn of_change(change: &Change) -> String {
     )
 }
 
-/// Where a message of `subject` goes when it is given up: its own subject with
-/// `gitea.dead` in place of `gitea`.
+/// The subject of a dead letter whose message was on `subject`: the same subject
+/// with `gitea.dead` in place of `gitea`.
 pub fn of_dead_letter(subject: &str) -> String {
     format!("{DEAD_PREFIX}.{}", subject.strip_prefix("gitea.").unwrap_or(subject))
 }
 
-/// The subjects of one partition's events.
+/// Filter for the subjects of one partition's events.
 pub fn partition_filter(partition: u8) -> String {
     format!("{EVENTS_PREFIX}.*.*.*.*.{partition}")
 }
 
-/// One token of a subject from any text.
+/// Escapes any text as one token of a subject.
 pub fn escape(token: &str) -> String {
     if token.is_empty() {
-        // A subject must not have an empty token, and `%` alone is no escape of anything else.
+        // A subject must not have an empty token. `%` alone is not the escape of any other text.
         return "%".into();
     }
     utf8_percent_encode(token, TOKEN).to_string()

@@ -1,4 +1,4 @@
-//! An instant as it stands in events, changes and issue states: RFC 3339 in UTC.
+//! An instant as events, changes and issue states hold it: RFC 3339 in UTC.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ const LAST: OffsetDateTime = datetime!(9999-12-31 23:59:59 UTC);
 pub struct Timestamp(#[schemars(skip)] OffsetDateTime);
 
 impl Timestamp {
-    /// The clock of this machine, in microseconds: enough to tell two receipts
-    /// apart, and it survives the journal unchanged.
+    /// The time of this machine's clock, in microseconds. This is precise enough to
+    /// distinguish two receipts, and the journal keeps it unchanged.
     pub fn now() -> Self {
         Self::from_unix_micros(OffsetDateTime::now_utc().unix_timestamp_nanos() as i64 / 1_000)
     }
 
-    /// An instant from microseconds since 1970. Out of range becomes 1970.
+    /// An instant from microseconds since 1970. A value out of range becomes 1970.
     pub fn from_unix_micros(micros: i64) -> Self {
         Self(
             OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
@@ -36,9 +36,9 @@ impl Timestamp {
         (self.0.unix_timestamp_nanos() / 1_000) as i64
     }
 
-    /// Reads RFC 3339 with any offset. What an offset carries out of the years
-    /// that can be written becomes the first or the last instant of these:
-    /// Gitea lets people choose the last day of 9999 as a due date.
+    /// Reads RFC 3339 with any offset. An offset can move an instant out of the years
+    /// 0 to 9999. It then becomes the first or the last instant of that range: Gitea
+    /// lets people choose the last day of 9999 as a due date.
     pub fn parse(text: &str) -> Result<Self, time::error::Parse> {
         let local = OffsetDateTime::parse(text, &Rfc3339)?;
         let utc = local.checked_to_offset(UtcOffset::UTC).filter(can_be_written);
@@ -89,7 +89,7 @@ mod tests {
             ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z", true),
             ("1970-01-01T02:00:00+02:00", "1970-01-01T00:00:00Z", true),
             ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z", true),
-            // An offset that leads out of the years that can be written.
+            // The offset moves the instant out of the years 0 to 9999.
             ("9999-12-31T23:59:59-05:00", "9999-12-31T23:59:59Z", false),
             ("9999-12-31T23:59:59+05:00", "9999-12-31T18:59:59Z", false),
             ("0000-01-01T00:00:00+01:00", "0000-01-01T00:00:00Z", true),

@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
-/// Name of its header. NATS looks headers up case-sensitively, so it is lower case everywhere.
+/// Name of the trace context's header. NATS compares header names case-sensitively, so the name
+/// is lower case everywhere.
 pub const TRACEPARENT: &str = "traceparent";
 
 /// A trace context: the trace, the parent span, and whether it is sampled.
@@ -34,7 +35,7 @@ pub struct NotATraceparent;
 impl FromStr for Traceparent {
     type Err = NotATraceparent;
 
-    /// Reads version 00 and, as the recommendation asks, later ones by their first four fields.
+    /// Reads version 00 and, as the recommendation asks, later versions by their first four fields.
     fn from_str(text: &str) -> Result<Self, NotATraceparent> {
         let mut fields = text.split('-');
         let mut field = |length| {

@@ -16,15 +16,15 @@ impl Backoff {
         Self { first, longest, failed: 0 }
     }
 
-    /// The wait after one more failure. The upper half of it is drawn, so that many who failed
-    /// together do not come back together.
+    /// The wait after one more failure. It is random, from half of the ceiling to the ceiling, so
+    /// that clients which failed together do not retry together.
     pub fn next_wait(&mut self) -> Duration {
         let ceiling = self.ceiling(self.failed);
         self.failed = self.failed.saturating_add(1);
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// The longest wait after `failed` failures, from 0.
+    /// The longest wait after `failed` failures, counted from 0.
     pub fn ceiling(&self, failed: u32) -> Duration {
         self.first.saturating_mul(1 << failed.min(16)).min(self.longest)
     }

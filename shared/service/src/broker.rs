@@ -1,4 +1,4 @@
-//! Reaching NATS: one connection after the other, for as long as somebody needs one.
+//! The connection to NATS. A lost connection is replaced by a new one while a [`Broker`] exists.
 
 pub mod message;
 pub mod refusal;
@@ -25,14 +25,17 @@ use crate::{
     settings::{Problems, any, text},
 };
 
-/// Where NATS is when nothing says otherwise.
+/// Default URL of NATS.
 pub const DEFAULT_NATS_URL: &str = "nats://127.0.0.1:4222";
 
 /// Waits between attempts to connect.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
+/// How long a connection has to stand before the waits begin anew.
+const STABLE: Duration = Duration::from_secs(1);
+
 crate::settings! {
-    /// Where the broker is and who we are to it.
+    /// Address of the broker, and our credentials.
     pub struct BrokerArgs => BrokerTexts {
         nats_url: Option<String> = "NATS_URL", any,
             "URL of NATS, or several with commas between [default: nats://127.0.0.1:4222]";
@@ -49,7 +52,7 @@ crate::settings! {
     }
 }
 
-/// Where the broker is and who we are to it.
+/// Address of the broker, and our credentials.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerSettings {
     /// Addresses of one server or of the nodes of a cluster.
@@ -62,7 +65,7 @@ pub struct BrokerSettings {
     pub ca_file: Option<PathBuf>,
     /// Files with our own certificate and key, in PEM.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// Prefix of reply subjects, where permissions ask for one of our own.
+    /// Prefix of reply subjects, where permissions require a prefix of our own.
     pub inbox_prefix: Option<String>,
 }
 
@@ -94,30 +97,30 @@ impl BrokerArgs {
         }
     }
 
-    /// Whether something says where NATS is.
+    /// Whether a URL of NATS is set.
     pub fn names_a_server(&self) -> bool {
         text(&self.nats_url).is_some()
     }
 }
 
-/// Whatever connection stands. When it is lost a new one is made.
+/// Access to the current connection. A connection that is lost is replaced by a new one.
 #[derive(Clone, Debug)]
 pub struct Broker {
     current: watch::Receiver<Option<Session>>,
     last_denial: LastDenial,
 }
 
-/// Why connecting makes no sense. A broker that is down is no such reason.
+/// Why no connection can be tried. A broker that is down is not such an error.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The credentials file.
+    /// The credentials file cannot be read.
     #[error("read the NATS credentials file")]
     Credentials(#[source] std::io::Error),
 }
 
 impl Broker {
-    /// A broker and the task that keeps a connection to it, as `name`; it ends when nobody holds
-    /// the broker any more. The broker may be down.
+    /// A broker, and the task that keeps a connection to it under the client name `name`. The task
+    /// ends once no [`Broker`] is left. The broker may be down.
     ///
     /// # Errors
     /// If a file of the settings cannot be read.
@@ -140,17 +143,17 @@ impl Broker {
         Ok((Self { current, last_denial }, keeper.run(sender)))
     }
 
-    /// The connection that stands right now.
+    /// The current connection. None while there is none.
     pub fn session(&self) -> Option<Session> {
         self.current.borrow().clone().filter(|session| !session.is_over())
     }
 
-    /// Whether a connection stands right now.
+    /// Whether there is a connection right now.
     pub fn is_connected(&self) -> bool {
         self.session().is_some()
     }
 
-    /// Returns once a connection stands.
+    /// Waits until there is a connection.
     pub async fn connected(&self) -> Session {
         let mut current = self.current.clone();
         loop {
@@ -165,8 +168,8 @@ impl Broker {
         }
     }
 
-    /// `cause` of a failure that began at `since`, and with it what the broker
-    /// denied meanwhile: whoever lacks a permission sees no more than a timeout.
+    /// The `cause` of a failure that began at `since`, together with what the broker has
+    /// denied since then. A user that lacks a permission sees only a timeout otherwise.
     pub fn explain(&self, since: Instant, cause: String) -> String {
         match self.last_denial.lock().ok().and_then(|last| last.clone()) {
             Some((at, denial)) if at >= since => format!("{cause}; NATS denies: {denial}"),
@@ -175,19 +178,19 @@ impl Broker {
     }
 }
 
-/// Makes one session after the other.
+/// Opens a new session when the last one has ended.
 struct Keeper {
     settings: BrokerSettings,
     name: String,
-    /// Those of the settings, and those that the last one had announced.
+    /// Servers from the settings, and servers that the last session announced.
     servers: Vec<ServerAddr>,
     denials: LastDenial,
-    /// Why attempts failed, by server: logged once, and once more when it changes.
+    /// Why attempts failed, by server. A reason is logged once, and again when it changes.
     reported: HashMap<String, String>,
 }
 
 impl Keeper {
-    /// Runs until nobody needs a connection any more.
+    /// Runs until no [`Broker`] is left.
     async fn run(mut self, current: watch::Sender<Option<Session>>) {
         tokio::select! {
             () = self.keep(&current) => {}
@@ -206,7 +209,7 @@ impl Keeper {
             match Session::connect(settings, &server, name, number + 1, &self.denials).await {
                 Ok((session, end)) => {
                     number += 1;
-                    backoff.reset();
+                    let since = Instant::now();
                     self.reported.clear();
                     self.discover(&session);
                     info!("connected to NATS");
@@ -214,6 +217,10 @@ impl Keeper {
                     session.until_end(end).await;
                     warn!("lost the connection to NATS, reconnecting");
                     current.send_replace(None);
+                    // A server that accepts and then hangs up is not called without end.
+                    if since.elapsed() > STABLE {
+                        backoff.reset();
+                    }
                 }
                 Err(error) => self.report(&server, &error),
             }
@@ -222,7 +229,8 @@ impl Keeper {
         }
     }
 
-    /// Of a cluster's servers only those count that it has now: addresses of containers come and go.
+    /// Takes over the servers that the cluster has now. Former ones are dropped, since addresses of
+    /// containers change.
     fn discover(&mut self, session: &Session) {
         let found = session.client.server_info().connect_urls;
         self.servers.clone_from(&self.settings.servers);

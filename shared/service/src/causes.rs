@@ -1,4 +1,4 @@
-//! An error with its causes, on one line, for the one place that logs it.
+//! An error with its causes on one line, for the place that logs it.
 
 use std::{error::Error, fmt};
 

@@ -1,5 +1,5 @@
-//! A job: work that comes round. It is a file of its role and a line where
-//! the role spawns it.
+//! Jobs: periodic work. A job is a file in its role, and a line where the
+//! role spawns it.
 
 use std::{error::Error, time::Duration};
 
@@ -17,18 +17,18 @@ use crate::{
 pub struct Job {
     /// Its name in spans, metrics and log lines.
     pub name: &'static str,
-    /// From the end of one run to the beginning of the next.
+    /// Time from the end of one run to the beginning of the next.
     pub interval: Duration,
-    /// The same after a run that failed.
+    /// Time from the end of a failed run to the beginning of the next.
     pub retry: Duration,
-    /// Share of the wait that is drawn, from 0 to 1, so that many workers do not run at once.
+    /// Share of the wait that is random, from 0 to 1, so that many workers do not run at once.
     pub jitter: f64,
     /// Whether the first run waits for an interval too.
     pub waits_at_first: bool,
 }
 
 impl Job {
-    /// Runs `work` again and again until `stop`. A run that has begun is finished.
+    /// Runs `work` periodically until `stop`. A run that has begun is finished.
     /// Each run is a span and counts in `coordinator.job.runs` and `coordinator.job.duration`.
     pub async fn run<F, E>(self, meter: Meter, stop: CancellationToken, mut work: impl FnMut() -> F)
     where
@@ -47,7 +47,7 @@ impl Job {
             .build();
         let mut wait = if self.waits_at_first { self.interval } else { Duration::ZERO };
         let named = |outcome| [KeyValue::new("job", self.name), KeyValue::new("outcome", outcome)];
-        // A series that begins at its first increment hides that one from `increase()`.
+        // `increase()` misses the first increment of a series that does not begin at 0.
         for outcome in ["done", "failed"] {
             runs.add(0, &named(outcome));
         }

@@ -1,4 +1,4 @@
-//! What every role stands on: how its process starts, is configured, observed
+//! The common part of all roles: how a process starts, is configured, observed
 //! and stopped, and how it reaches the broker.
 //!
 //! Architecture invariant: nothing here knows of a particular role, of Gitea's

@@ -1,6 +1,6 @@
 //! The operator's listener of a process: health and metrics of all its roles,
-//! on an address of its own. Who can post webhooks cannot read metrics, and
-//! probes are answered while the webhook's port is under attack.
+//! on a separate address. A client that can post webhooks cannot read metrics,
+//! and probes are answered while the webhook's port is under attack.
 
 pub mod probe;
 
@@ -37,36 +37,36 @@ crate::settings! {
 }
 
 impl OperatorSettings {
-    /// Where to listen.
+    /// Address to listen on.
     pub fn socket_address(&self) -> SocketAddr {
         SocketAddr::new(self.operator_host, self.operator_port)
     }
 }
 
-/// Operators and their tools are few.
+/// Enough for operators and their tools, which are few.
 const MAX_CONNECTIONS: usize = 64;
-/// For heads, rest and unread answers alike.
+/// Limit for request heads, for idle connections and for unread answers.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How a role is doing.
+/// Health of a role.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// In one word.
+    /// The health in one word.
     pub status: Status,
-    /// Whether it does its work right now.
+    /// Whether the role does its work right now.
     pub ready: bool,
-    /// What more there is to know, as fields of the answer.
+    /// Further details, as fields of the answer.
     pub details: Map<String, Value>,
 }
 
-/// How a role is doing, in one word. The last of several counts for all of them.
+/// Health of a role in one word, from good to bad. The worst one counts for the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
     /// All is well.
     Ok,
-    /// Something is missing that will be made good.
+    /// Something is missing, and the role will catch up.
     Degraded,
-    /// What it is there for it cannot do.
+    /// The role cannot do its main work.
     Unavailable,
 }
 
@@ -81,20 +81,20 @@ impl Status {
 }
 
 impl Health {
-    /// `details` is a JSON object, whose fields join those of the answer.
+    /// `details` is a JSON object. Its fields are added to the answer.
     pub fn new(status: Status, ready: bool, details: Value) -> Self {
         let details = if let Value::Object(fields) = details { fields } else { Map::new() };
         Self { status, ready, details }
     }
 }
 
-/// Asks a role how it is doing. Must not block.
+/// Returns the health of a role. Must not block.
 pub type HealthCheck = Arc<dyn Fn() -> Health + Send + Sync>;
 
 /// Binds the operator's listener.
 ///
 /// # Errors
-/// Those of bind and listen.
+/// The errors of bind and listen.
 pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
     let limits = Limits {
         header_timeout: TIMEOUT,
@@ -105,14 +105,14 @@ pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
     Server::bind(settings.socket_address(), limits).await
 }
 
-/// What is served there.
+/// The routes of the operator's listener.
 pub fn router(metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
     let checks: Arc<[HealthCheck]> = checks.into();
     Router::new()
         .route("/health", get(async |State(checks): State<Arc<[HealthCheck]>>| answer(&checks)))
         .route("/health/ready", get(ready))
         .with_state(checks)
-        // Alive whatever the roles do: a restart mends neither journal nor broker.
+        // Always live: a restart repairs neither the journal nor the broker.
         .route("/health/live", get(async || "live\n"))
         .route("/metrics", get(async move || metrics.render()))
 }
@@ -123,7 +123,7 @@ async fn ready(State(checks): State<Arc<[HealthCheck]>>) -> Response {
     (code, Json(body(health))).into_response()
 }
 
-/// The answer to `GET /health`: 503 only if a role cannot do what it is there for.
+/// The answer to `GET /health`: 503 only if a role is [`Status::Unavailable`].
 pub fn answer(checks: &[HealthCheck]) -> Response {
     let health = merged(checks);
     let code = match health.status {

@@ -3,7 +3,7 @@
 
 use std::{future::pending, io, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use futures::future::{BoxFuture, select_all};
 use opentelemetry::metrics::Meter;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,7 @@ use crate::{
 };
 
 crate::settings! {
-    /// What is asked of every role.
+    /// Settings that belong to no other module and that every role has.
     pub struct OwnArgs => OwnSettings {
         gitea_url: Option<String> = "GITEA_URL", http_url,
             "URL of Gitea: the source of every event, and where its API is";
@@ -58,7 +58,7 @@ pub struct CommonSettings {
     pub drain_timeout: Duration,
     /// The broker.
     pub broker: BrokerSettings,
-    /// What is created there.
+    /// Streams and bucket on the broker.
     pub streams: StreamsSettings,
     /// Logs, traces and metrics.
     pub telemetry: TelemetrySettings,
@@ -86,20 +86,20 @@ impl CommonArgs {
 
 /// A role that has started.
 pub trait Role: Send {
-    /// How it is doing, for the operator's listener.
+    /// The health check for the operator's listener. None if the role has none.
     fn health(&self) -> Option<HealthCheck>;
 
-    /// Returns once something of it has ended by itself, which ends the process.
+    /// Waits until a part of the role has ended by itself. That ends the process.
     fn ended(&mut self) -> BoxFuture<'_, Ended>;
 
-    /// Finishes what is in hand. The stop of its [`Host`] has been cancelled before.
+    /// Finishes the work in hand. The `stop` token of the role's [`Host`] is cancelled before.
     fn drain(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
 }
 
-/// What a role gets of the process that it starts in.
+/// What the process provides to a role.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// For its instruments.
+    /// Creates the role's instruments.
     pub meter: Meter,
     /// Cancelled when the process is to stop.
     pub stop: CancellationToken,
@@ -119,7 +119,7 @@ impl Started {
     /// Binds the operator's listener, starts roles and serves their health and metrics.
     ///
     /// # Errors
-    /// A port that is taken, meters that contradict each other, or those of `start`.
+    /// If a port is taken, if meters contradict each other, or if `start` fails.
     pub async fn start(
         name: &str,
         settings: &CommonSettings,
@@ -142,13 +142,13 @@ impl Started {
         Ok(Self { roles, host, operator, operator_stop, operator_address, drain_timeout })
     }
 
-    /// Where health and metrics are.
+    /// Address of health and metrics.
     pub fn operator_address(&self) -> std::net::SocketAddr {
         self.operator_address
     }
 
-    /// Supervises the roles until `stop` or until one of their tasks ends by itself; then drains
-    /// them, the last one started first.
+    /// Supervises the roles until `stop`, or until one of their tasks ends by itself. Then drains
+    /// them in the reverse order of their start.
     ///
     /// # Errors
     /// The task that ended, or a drain that failed.
@@ -176,15 +176,15 @@ impl Started {
             drained = drained.and(role.drain().await);
         }
         self.operator_stop.cancel();
-        self.operator.finish("the operator's listener", self.drain_timeout).await;
-        drained
+        let operator = self.operator.finish("the operator's listener", self.drain_timeout).await;
+        drained.and(operator.map(drop).map_err(anyhow::Error::new))
     }
 }
 
 /// The server that was bound, or an error that names the setting to change.
 ///
 /// # Errors
-/// That of the bind.
+/// The error of the bind.
 pub fn listen(
     setting: &str,
     bound: io::Result<Server>,
@@ -202,10 +202,10 @@ pub fn listen(
 }
 
 /// Runs roles in this process until a signal, on a runtime of its own. `crates` are the names of
-/// the crates whose log lines are the product's own. `started` is called once all runs.
+/// the crates whose log lines are the product's own. `started` is called once all roles run.
 ///
 /// # Errors
-/// Those of the start, a task that ended by itself, a drain that failed, or a second signal.
+/// An error of the start, a task that ended by itself, a drain that failed, or a second signal.
 pub fn run(
     name: &str,
     crates: &'static [&'static str],
@@ -217,19 +217,26 @@ pub fn run(
     let result = runtime.block_on(async {
         let telemetry = Telemetry::init(&settings.telemetry, name, crates)?;
         let roles = Started::start(name, settings, start).await?;
-        started(roles.operator_address(), telemetry.format()).await?;
+        if let Err(error) = started(roles.operator_address(), telemetry.format()).await {
+            roles.run_until(async {}).await?;
+            return Err(error);
+        }
         let stopping = CancellationToken::new();
         let running = roles.run_until(async {
             match signal_received().await {
                 Ok(signal) => info!(signal, "stopping"),
-                // Without signals it would never stop gracefully, so it does not go on.
+                // Without signals the process could not stop gracefully, so it stops now.
                 Err(error) => error!(%error, "cannot listen to signals; stopping"),
             }
             stopping.cancel();
         });
+        // A terminal that closes may send SIGHUP twice, so that one is no second wish.
         let second_signal = async {
             stopping.cancelled().await;
-            signal_received().await.context("listen to signals")
+            match asked_to_stop(false).await {
+                Ok(signal) => signal,
+                Err(_) => pending().await,
+            }
         };
         tokio::select! {
             result = async {
@@ -238,32 +245,49 @@ pub fn run(
                 result
             } => result,
             signal = second_signal => bail!(
-                "left at once after a second signal ({}); what was accepted is in the journal",
-                signal?
+                "left at once after a second signal ({signal}); what was accepted is in the journal"
             ),
         }
     });
-    // After a second signal nothing is waited for.
+    // After a second signal the process does not wait for anything.
     runtime.shutdown_background();
     result
 }
 
-/// Waits for SIGTERM, SIGINT (Ctrl-C) or SIGHUP and says which it was.
+/// Waits for SIGTERM, SIGINT (Ctrl-C) or SIGHUP and says which it was. SIGHUP is passed over
+/// where the process was started to ignore it, as by nohup.
 ///
 /// # Errors
 /// If the signals cannot be listened to.
 pub async fn signal_received() -> io::Result<&'static str> {
+    asked_to_stop(!ignores_hangup()).await
+}
+
+async fn asked_to_stop(by_hangup: bool) -> io::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut hangup = by_hangup.then(|| signal(SignalKind::hangup())).transpose()?;
+    let hung_up = async {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => pending().await,
+        }
+    };
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
-        _ = hangup.recv() => "SIGHUP",
+        _ = hung_up => "SIGHUP",
     })
 }
 
-/// The exit code that says what became of the process.
+/// Whether SIGHUP is ignored: the first bit of proc(5)'s `SigIgn`.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|m| m & 1 == 1)
+}
+
+/// wrong, 1 for any other error.
 pub fn exit_code(result: &Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -309,7 +333,7 @@ mod tests {
         problems.finish(settings).expect("good settings")
     }
 
-    /// Two roles, and what the second one's task does.
+    /// Runs two roles, the second one with `task`. Returns the result and the order of the drains.
     async fn run(
         task: impl Future<Output = ()> + Send + 'static,
         stop: bool,

@@ -14,7 +14,7 @@ impl Secret {
         Self(bytes.into())
     }
 
-    /// The secret itself. Named so that a reader stops at every use.
+    /// The secret itself. The name draws attention to every use.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

@@ -33,22 +33,22 @@ use tracing::{debug, warn};
 
 use self::connection::{Connection, Phase};
 
-/// Largest head of a request, in bytes. Gitea's are below 1 kB.
+/// Largest head of a request, in bytes. Gitea's heads are below 1 kB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Connections that the system may hold until they are accepted; it takes less where it
-/// knows better. Packets of more are dropped, and come again after seconds.
+/// Connections that the system may queue until they are accepted. The system may apply a lower
+/// limit. It drops the packets of further connections, which clients repeat after seconds.
 const BACKLOG: u32 = 4096;
 /// Wait before accepting again when the file table is full.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long answers say `Connection: close` before a planned stop closes what rests.
+/// How long answers carry `Connection: close` before a planned stop closes idle connections.
 const STOP_NOTICE: Duration = Duration::from_millis(500);
 
-/// What clients may use up.
+/// Limits on what clients use.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long a head may take, and how long a connection may rest before its first good request.
+    /// How long a head may take, and how long a connection may be idle without [`MayRest`].
     pub header_timeout: Duration,
-    /// How long a connection may rest after an answer that carries [`MayRest`].
+    /// How long a connection may be idle after an answer that carries [`MayRest`].
     pub idle_timeout: Duration,
     /// How long a client may leave an answer unread.
     pub write_timeout: Duration,
@@ -56,8 +56,9 @@ pub struct Limits {
     pub max_connections: usize,
 }
 
-/// Extension of a response: the client has proven who it is, so its connection may rest for long.
-/// Anybody else is closed after the header timeout, so that strangers cannot hold all places.
+/// Extension of a response: the client has authenticated itself, so its connection may be idle for
+/// long. Other connections are closed after the header timeout, so that unknown clients cannot
+/// occupy all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct MayRest;
 
@@ -70,10 +71,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `address`. Nothing is accepted before [`Server::run_until`], but connections wait.
+    /// Binds `address`. Connections wait until [`Server::run_until`] accepts them.
     ///
     /// # Errors
-    /// Those of bind and listen.
+    /// The errors of bind and listen.
     pub async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
@@ -88,9 +89,9 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop`. Then it goes on for [`STOP_NOTICE`] at most, with `Connection: close`
-    /// in each answer, so that a client does not send the next request into a closing connection.
-    /// Then requests that have begun may end, for `drain_timeout` at most.
+    /// Serves until `stop`. Then goes on for [`STOP_NOTICE`] at most, with `Connection: close` in
+    /// each answer, so that a client does not send the next request into a closing connection.
+    /// Then waits for requests that have begun, for `drain_timeout` at most.
     pub async fn run_until(self, router: Router, stop: CancellationToken, drain_timeout: Duration) {
         let Self { listener, limits, .. } = self;
         let connections = Connections {
@@ -127,7 +128,7 @@ impl Connections {
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             let stream = accepted(listener).await;
-            // An answer is one small packet; waiting for more to send would cost 40 ms.
+            // An answer is one small packet. Waiting for more data to send would cost 40 ms.
             let _ = stream.set_nodelay(true);
             self.serve(stream, place);
         }
@@ -146,7 +147,7 @@ impl Connections {
         let limits = self.limits.clone();
         self.open.spawn(async move {
             let speaks = connection::speaks(&stream, limits.header_timeout);
-            // A silent client costs a socket, and no buffers.
+            // A silent client costs a socket, but no buffers.
             if stop.run_until_cancelled(speaks).await == Some(true) {
                 let serving = Box::pin(watcher.watch(http(stream, &limits, router, closing)));
                 if let Err(error) = serving.await {

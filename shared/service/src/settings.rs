@@ -1,8 +1,8 @@
-//! Settings: clap takes each as text from a flag or the environment, and all
+//! Settings: clap takes each as text from a flag or the environment. All of them
 //! are checked together, so that one line names everything that is wrong.
 //!
-//! A setting is one line of a [`settings!`](crate::settings!) block, beside
-//! what it is for.
+//! A setting is one line of a [`settings!`](crate::settings!) block, in the module
+//! that uses it.
 
 use std::{fmt::Display, net::IpAddr, str::FromStr, time::Duration};
 
@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Exit code for a setting that is missing or wrong (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 
-/// Settings that are missing or wrong, all of them.
+/// All settings that are missing or wrong.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{}", .0.join("; "))]
 pub struct SettingsError(pub Vec<String>);
@@ -37,7 +37,7 @@ impl Problems {
         self.read_optional(name, value, read).unwrap_or(default)
     }
 
-    /// The same for a setting without a default.
+    /// The setting `name` as `read` reads it; None where it is unset or wrong.
     pub fn read_optional<T>(
         &mut self,
         name: &str,
@@ -69,7 +69,7 @@ pub fn any(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Reads what `T` reads from text; `kind` says in a problem what that is.
+/// Reads a `T`. `kind` names it in a problem.
 pub fn of<T: FromStr>(kind: &'static str) -> impl Fn(&str) -> Result<T, String> {
     move |text| text.parse().map_err(|_| format!("is not {kind}"))
 }
@@ -114,9 +114,9 @@ pub fn http_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Declares settings, one a line: flag and type, environment variable, default if there is one,
-/// how its text is read, and the help text. Makes two structs, of the texts as they are given and
-/// of the values, with a method `check` from the one to the other.
+/// Declares settings, one per line: flag and type, environment variable, default if there is one,
+/// the function that reads the text, and the help text. Generates two structs: the texts as they
+/// are given, and the values. The method `check` makes the second from the first.
 #[macro_export]
 macro_rules! settings {
     (
@@ -154,7 +154,7 @@ macro_rules! settings {
         }
 
         impl $args {
-            /// Checks each by itself and notes in `problems` what is wrong.
+            /// Checks each setting by itself and notes in `problems` what is wrong.
             pub fn check(&self, problems: &mut $crate::settings::Problems) -> $values {
                 $values {
                     $( $flag: $crate::settings!(

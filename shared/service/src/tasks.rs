@@ -1,4 +1,4 @@
-//! Tasks that must not end before they are told to.
+//! Tasks that must not end before they are stopped.
 
 use std::{io, panic, thread, time::Duration};
 
@@ -7,17 +7,17 @@ use thiserror::Error;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 /// A task that ended by itself, which is an error of the process.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Ended {
-    /// It returned.
+    /// The task returned.
     #[error("{0} ended by itself")]
     Returned(&'static str),
-    /// It panicked; what it said is in the log.
+    /// The task panicked. The panic's message is in the log.
     #[error("{0} panicked")]
     Panicked(&'static str),
 }
 
-/// The tasks of a role. Those that are left when this is dropped are aborted.
+/// The tasks of a role. Dropping this aborts the tasks that still run.
 #[derive(Debug, Default)]
 pub struct Tasks(Vec<(&'static str, JoinHandle<()>)>);
 
@@ -27,10 +27,10 @@ impl Tasks {
         self.0.push((name, tokio::spawn(work)));
     }
 
-    /// Starts a thread, for work that blocks. It is watched as a task is, and never aborted.
+    /// Starts a thread for work that blocks. It is supervised like a task, but never aborted.
     ///
     /// # Errors
-    /// If the system has no thread to give.
+    /// If the system cannot create a thread.
     pub fn spawn_thread(
         &mut self,
         name: &'static str,
@@ -49,7 +49,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Returns once one of them has ended. Never if there is none.
+    /// Waits until one of the tasks has ended. Never returns if there are no tasks.
     pub async fn one_ended(&mut self) -> Ended {
         if self.0.is_empty() {
             return std::future::pending().await;
@@ -62,18 +62,25 @@ impl Tasks {
         }
     }
 
-    /// Waits until `name` has ended, which it was told to, and aborts it after `patience`.
-    /// Returns whether it ended in time.
-    pub async fn finish(&mut self, name: &'static str, patience: Duration) -> bool {
+    /// Waits until the task `name`, which was already asked to stop, has ended. Aborts it after
+    /// `patience`. Returns whether it ended in time.
+    ///
+    /// # Errors
+    /// If it panicked.
+    pub async fn finish(&mut self, name: &'static str, patience: Duration) -> Result<bool, Ended> {
         let mut in_time = true;
         while let Some(index) = self.0.iter().position(|(task, _)| *task == name) {
             let (_, mut task) = self.0.swap_remove(index);
-            if tokio::time::timeout(patience, &mut task).await.is_err() {
-                task.abort();
-                in_time = false;
+            match tokio::time::timeout(patience, &mut task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Ended::Panicked(name)),
+                Err(_) => {
+                    task.abort();
+                    in_time = false;
+                }
             }
         }
-        in_time
+        Ok(in_time)
     }
 }
 
@@ -106,8 +113,11 @@ mod tests {
         let mut tasks = Tasks::default();
         tasks.spawn("done", async {});
         tasks.spawn("stuck", std::future::pending());
-        assert!(tasks.finish("done", Duration::from_secs(60)).await);
-        assert!(!tasks.finish("stuck", Duration::from_millis(1)).await);
-        assert!(tasks.finish("never there", Duration::ZERO).await);
+        tasks.spawn("thrower", async { panic!("meant to") });
+        let long = Duration::from_secs(60);
+        assert_eq!(tasks.finish("done", long).await, Ok(true));
+        assert_eq!(tasks.finish("stuck", Duration::from_millis(1)).await, Ok(false));
+        assert_eq!(tasks.finish("never there", long).await, Ok(true));
+        assert_eq!(tasks.finish("thrower", long).await, Err(Ended::Panicked("thrower")));
     }
 }

@@ -1,7 +1,7 @@
 //! Logs and traces of a process.
 //!
-//! Logs go to standard output. Traces go out by OTLP where an endpoint is set,
-//! and cost nothing otherwise.
+//! Logs go to standard output. Traces are exported over OTLP if an endpoint is
+//! set, and cost nothing otherwise.
 
 mod exporter;
 mod gathering;
@@ -31,13 +31,13 @@ use self::{
 };
 use crate::settings::http_url;
 
-/// Lines that may wait to be written out; each place takes memory from the start.
+/// Lines that may wait to be written. The memory for all of them is taken at the start.
 const WAITING_LINES: usize = 32 * 1024;
 
-/// Counts lines that were dropped. A process has one log, whatever runs in it.
+/// Counts lines that were dropped. A process has one log, whatever roles run in it.
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// How long the last spans may take to leave at shutdown.
+/// How long the export of the last spans may take at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 crate::settings! {
@@ -72,10 +72,10 @@ fn format(text: &str) -> Result<LogFormat, String> {
     })
 }
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object a line, fields of the delivery at its top level.
     Json,
@@ -84,7 +84,7 @@ pub enum LogFormat {
 /// Why telemetry could not be set up.
 #[derive(Debug, Error)]
 pub enum TelemetryError {
-    /// The exporter of traces.
+    /// The exporter of traces cannot be built.
     #[error("set up the OTLP exporter")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
     /// A subscriber is installed already.
@@ -101,8 +101,9 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Installs logs and traces for the whole process. `service` names it in traces. `crates` are
-    /// those whose lines are logged at their level; of all others only warnings and errors are.
+    /// Installs logs and traces for the whole process. `service` is the name of the process in
+    /// traces. Lines of `crates` are logged from the set level on, lines of other crates only if
+    /// they are warnings or errors.
     ///
     /// # Errors
     /// If the exporter cannot be set up, or a subscriber is installed already.
@@ -111,7 +112,7 @@ impl Telemetry {
         service: &str,
         crates: &'static [&'static str],
     ) -> Result<Self, TelemetryError> {
-        // A pipe that nobody reads must not stop deliveries: what is too much to wait is dropped.
+        // A pipe that nobody reads must not stop deliveries, so lines beyond the limit are dropped.
         let stdout = GatheringWriter::new(std::io::stdout());
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
@@ -142,12 +143,12 @@ impl Telemetry {
         Ok(Self { traces, format, _log_writer: guard })
     }
 
-    /// Text or JSON, as it was decided.
+    /// The log format in use.
     pub fn format(&self) -> LogFormat {
         self.format
     }
 
-    /// Sends what is still waiting, for some seconds at most.
+    /// Exports the spans that still wait. Takes some seconds at most.
     pub async fn shutdown(self) {
         let Some(traces) = self.traces.clone() else { return };
         let flushed =
@@ -160,12 +161,12 @@ impl Telemetry {
     }
 }
 
-/// Log lines of this process that were dropped, since standard output took no more.
+/// Number of log lines of this process that were dropped, since standard output took no more.
 fn dropped_lines() -> u64 {
     DROPPED_LINES.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// For traces: spans of the product whatever the level, and events that report trouble.
+/// Filter for traces: spans of the product at any level, and warnings and errors.
 fn traced(crates: &'static [&'static str]) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
     FilterFn::new(move |metadata| {
         if metadata.is_span() {
@@ -177,8 +178,8 @@ fn traced(crates: &'static [&'static str]) -> FilterFn<impl Fn(&Metadata<'_>) ->
     .with_max_level_hint(LevelFilter::INFO)
 }
 
-/// For the log: events of at least `level`, and the spans that carry the fields of the lines
-/// within them. Libraries are logged only when something is wrong.
+/// Filter for the log: events of at least `level`, and the spans whose fields the lines within
+/// them carry. Of libraries only warnings and errors are logged.
 fn logged(
     level: Level,
     crates: &'static [&'static str],
@@ -239,7 +240,8 @@ fn tracer_provider(
         .build())
 }
 
-/// Who exports. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` are the SDK's to read, and win.
+/// The resource of exported spans and metrics. The SDK reads `OTEL_SERVICE_NAME` and
+/// `OTEL_RESOURCE_ATTRIBUTES`, which take precedence.
 fn resource(service: &str) -> Resource {
     let from_environment = Resource::builder().build();
     let unnamed = from_environment

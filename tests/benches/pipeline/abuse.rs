@@ -1,6 +1,6 @@
-//! Senders that mean no good, at a pace that they can hold for long. They are a
-//! process of their own: what they do to ingest is measured, and not what they
-//! do to the load generator.
+//! Abusive senders, at a pace that they can hold for long. They run in a separate
+//! process, so that their effect on ingest is measured, and not their effect on
+//! the load generator.
 
 use std::{
     io::{BufRead, BufReader},
@@ -22,11 +22,11 @@ const SLOW: usize = 100;
 const ENDLESS: usize = 6;
 const MIB: usize = 1024 * 1024;
 
-/// All of them, at work until dropped.
+/// The process of all abusive senders. Killed when dropped.
 pub struct Abuse(Child);
 
 impl Abuse {
-    /// Starts them; returns once those that are idle are connected.
+    /// Starts them. Returns once the idle ones are connected.
     pub fn start(address: SocketAddr) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["abusers", &address.to_string()])
@@ -46,7 +46,7 @@ impl Drop for Abuse {
     }
 }
 
-/// What the process does: tells when the idle ones are connected, and goes on until it is killed.
+/// Runs in the process. Prints a line when the idle ones are connected, and ends only when killed.
 pub async fn abuse(address: SocketAddr) {
     let mut idle = Vec::new();
     while idle.len() < IDLE {
@@ -89,8 +89,9 @@ fn signed(body: Vec<u8>) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// From an address of its own, so that ports are left for the others. For these alone: with so many
-/// ports in use there, the kernel takes milliseconds to find one to bind to, and holds up all others.
+/// Connects from a separate address, so that ports are left for the other senders. Only the idle
+/// ones use it: with so many ports in use at an address, the kernel takes milliseconds to find a
+/// free one, and delays all others.
 async fn connect_from_elsewhere(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.2:0".parse().expect("an address")).expect("a port");
@@ -113,7 +114,7 @@ async fn trickle(address: SocketAddr, begun: String) {
     }
 }
 
-/// 3 MB a second each.
+/// Sends 3 MB a second.
 async fn endlessly(address: SocketAddr, head: Vec<u8>, chunk: Vec<u8>) {
     let mut pace = interval(Duration::from_millis(20));
     loop {
@@ -131,7 +132,7 @@ async fn again_and_again(address: SocketAddr, pause: Duration, request: Vec<u8>)
     loop {
         pace.tick().await;
         let mut stream = connect(address).await;
-        // It may be closed before all is written. One answer is enough.
+        // The connection may be closed before all is written. One answer is enough.
         let _ = stream.write_all(&request).await;
         let _ = stream.read(&mut [0; 1024]).await;
     }

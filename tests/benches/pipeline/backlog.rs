@@ -1,4 +1,4 @@
-//! A backlog of events: brought into the stream, and watched while it is worked off.
+//! A backlog of events: published into the stream, and watched while workers drain it.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::load::{Connection, Template};
 
-/// Events on their way to the broker at once.
+/// Events in flight to the broker at once.
 const UNDER_WAY: usize = 1024;
 
 /// Which of an issue's events change who is assigned.
@@ -28,7 +28,7 @@ pub enum Change {
 }
 
 /// Recorded deliveries as ingest publishes them, as a template for many issues
-/// and moments. Published from here a backlog is there sooner than through ingest.
+/// and times. Publishing from here builds a backlog faster than ingest does.
 pub struct Events([IssueEvent; 2]);
 
 impl Events {
@@ -62,8 +62,8 @@ impl Events {
         event
     }
 
-    /// Publishes `count` events of `issues` issues, each issue's in order, and
-    /// later ones than those that the stream holds already.
+    /// Publishes `count` events of `issues` issues. Each issue's events are in order,
+    /// and later than those that the stream already holds.
     pub async fn fill(&self, nats: &Nats, count: u64, issues: u64, change: Change) {
         let js = &jetstream::new(nats.client().await);
         let config = system::worker_config(&nats.url(), &[]).common.streams;
@@ -90,8 +90,8 @@ impl Events {
     }
 }
 
-/// Watches all partitions until none has anything left; the longest time
-/// within which one of them with something left was not seen to go on.
+/// Watches all partitions until no events are left. Returns the longest time for
+/// which a partition with events left made no visible progress.
 pub async fn drained(js: &jetstream::Context) -> Duration {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut at: HashMap<u8, (u64, Instant)> = HashMap::new();
@@ -107,7 +107,7 @@ pub async fn drained(js: &jetstream::Context) -> Duration {
             let now = Instant::now();
             let (floor, since) =
                 at.entry(partition).or_insert((info.ack_floor.stream_sequence, now));
-            // An upper bound: from one look that saw progress to the next.
+            // An upper bound: the time from one look that saw progress to the next.
             longest = longest.max(now - *since);
             if *floor != info.ack_floor.stream_sequence || info.num_pending == 0 {
                 (*floor, *since) = (info.ack_floor.stream_sequence, now);

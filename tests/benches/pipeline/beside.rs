@@ -1,5 +1,5 @@
-//! How fast, and what a 200 is worth, beside what one would pick instead: all on
-//! the same machine, in turns, with the same deliveries.
+//! Speed, and the value of a 200, compared with alternatives: all on the same
+//! machine, in turns, with the same deliveries.
 
 use std::{
     collections::HashSet,
@@ -20,10 +20,10 @@ use crate::{
 const ROUNDS: usize = 3;
 const WARM_UP: Duration = Duration::from_secs(1);
 const DURATION: Duration = Duration::from_secs(5);
-/// What a handler has to do in the trial by SIGKILL: a call or two to Gitea, say.
+/// Work of a handler in the test with SIGKILL: about one or two calls to Gitea.
 const WORK: Duration = Duration::from_millis(100);
 
-/// What one turn of one receiver gave.
+/// Result of one turn of one receiver.
 struct Turn {
     one: Run,
     many: Run,
@@ -31,13 +31,13 @@ struct Turn {
     left: Left,
 }
 
-/// Runs all of them in turns and prints the table.
+/// Runs all receivers in turns and prints the table.
 pub async fn run(exe: &Path) {
     let contenders = Contender::all(exe);
     let template = Template::recorded();
     let requests: Arc<Vec<_>> = Arc::new((0..ISSUES).map(|n| template.request(n + 1, 0)).collect());
     let mut turns: Vec<Vec<Turn>> = contenders.iter().map(|_| Vec::new()).collect();
-    // In turns, so that what else the machine does meets all alike.
+    // In turns, so that other load of the machine affects all of them equally.
     for round in 1..=ROUNDS {
         for (contender, turns) in contenders.iter().zip(&mut turns) {
             let turn = turn(exe, contender, &requests).await;
@@ -73,7 +73,7 @@ async fn turn(exe: &Path, contender: &Contender, requests: &Arc<Vec<Request>>) -
     Turn { one, many, memory, left }
 }
 
-/// Sends one delivery of each issue as fast as it goes, and kills when the last 200 is there.
+/// Sends one delivery of each issue as fast as possible, and kills after the last 200.
 async fn left(exe: &Path, contender: &Contender, requests: &[Request]) -> Left {
     let mut receiver: Receiver = contender.start(WORK).await;
     let accepted: Arc<Mutex<HashSet<_>>> = Arc::default();
@@ -114,7 +114,7 @@ fn row(contender: &Contender, turns: &[Turn]) -> String {
     )
 }
 
-/// What is compared, and how.
+/// Prints what is compared, and how.
 async fn caption() {
     let version = |command: &mut Command| {
         let output = command.output().map(|output| output.stdout).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Receivers that one could put behind Gitea's webhook: started as a user would
-//! run them, killed without a word, and looked into for what is left.
+//! Receivers that can stand behind Gitea's webhook. They are started as a user
+//! would run them, killed with SIGKILL, and examined for what is left.
 
 use std::{
     collections::HashSet,
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::{fastapi, reference};
 
-/// How long what a dead receiver has left is given to be found, or its commands to end.
+/// Time in which the rest of a killed receiver is found, and its commands end.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// Which receiver.
@@ -39,14 +39,14 @@ pub enum Kind {
     Confirmed { fsync_each: bool },
 }
 
-/// A receiver, and the program that it is.
+/// A receiver, and its program.
 pub struct Contender {
     pub kind: Kind,
     program: PathBuf,
 }
 
 impl Contender {
-    /// All that can be started here; of each other one, a line says how to get it.
+    /// All receivers that can be started here. For each other one, a line says how to get it.
     pub fn all(exe: &Path) -> Vec<Self> {
         let own = std::env::current_exe().expect("own path");
         let with = |kind, program: &Path| Self { kind, program: program.into() };
@@ -78,7 +78,7 @@ impl Contender {
         }
     }
 
-    /// What is certain once a 200 has been seen.
+    /// What is certain after a 200.
     pub fn promise(&self) -> &'static str {
         match self.kind {
             Kind::Coordinator => "on disk, fsynced",
@@ -89,7 +89,7 @@ impl Contender {
         }
     }
 
-    /// Starts it with all that it stands on. A handler of its own takes `work` for each delivery.
+    /// Starts the receiver with all that it needs. A handler in it takes `work` for each delivery.
     pub async fn start(&self, work: Duration) -> Receiver {
         let dir = tests::temp_dir();
         let nats = match self.kind {
@@ -192,12 +192,12 @@ impl Contender {
     }
 }
 
-/// A nats-server, by default or one that fsyncs each message before it confirms it.
+/// A nats-server with defaults, or one that fsyncs each message before it confirms it.
 async fn broker(fsync_each: bool) -> Nats {
     let mut nats = Nats::prepared("");
     if fsync_each {
         let store = nats.store().to_owned();
-        // A later block of this name takes the place of the former.
+        // A later block of this name replaces the former one.
         nats.set_extra(&format!("jetstream {{ store_dir: {store:?}, sync_interval: always }}"));
     }
     nats.restart().await;
@@ -221,13 +221,13 @@ fn script(dir: &Path, work: Duration) -> PathBuf {
 /// What became of deliveries that were answered 200 before a kill.
 #[derive(Clone, Copy, Debug)]
 pub struct Left {
-    /// Handled before.
+    /// Handled before the kill.
     pub handled: usize,
-    /// Not handled before, but there afterwards.
+    /// Not handled before the kill, but found afterwards.
     pub found: usize,
 }
 
-/// A receiver at work. Killed when dropped, with all that it started.
+/// A running receiver. Killed when dropped, with all that it started.
 pub struct Receiver {
     kind: Kind,
     pub address: SocketAddr,
@@ -237,18 +237,18 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// The most memory that it ever took, and that its broker did.
+    /// Peak memory of the receiver and of its broker, in bytes.
     pub fn peak_memory(&self) -> (u64, Option<u64>) {
         let usage = match self.kind {
             Kind::FastApi { .. } => Usage::of_tree(self.process.pid()),
-            // What webhook starts is the user's, and gone in a moment.
+            // The commands that webhook starts belong to the user, and end in a moment.
             _ => Usage::of(self.process.pid()),
         };
         let broker = self.nats.as_ref().map(|nats| Usage::of(nats.pid()).peak_memory);
         (usage.peak_memory, broker)
     }
 
-    /// SIGKILL for it and for its broker.
+    /// Kills the receiver and its broker with SIGKILL.
     async fn kill(&mut self) {
         self.kill_processes();
         self.process.kill().await;
@@ -257,10 +257,10 @@ impl Receiver {
         }
     }
 
-    /// uvicorn's processes outlive the one that started them, unless they go first.
+    /// Kills uvicorn's processes, which would outlive the process that started them.
     fn kill_processes(&self) {
         if matches!(self.kind, Kind::FastApi { processes: 2.. }) {
-            // Or it would start others in their place.
+            // A stopped parent starts no others in their place.
             self.process.signal("STOP");
             for process in usage::descendants(self.process.pid()) {
                 signal(process, "KILL");
@@ -268,7 +268,7 @@ impl Receiver {
         }
     }
 
-    /// Of how many of these deliveries its own handlers told that they were done.
+    /// How many of these deliveries the receiver's own handlers reported as done.
     async fn handled(&self, ids: &HashSet<Uuid>) -> usize {
         match self.kind {
             Kind::FastApi { .. } => {
@@ -276,18 +276,18 @@ impl Receiver {
                 told(&self.process.output(), ids)
             }
             Kind::Webhook => {
-                // Commands outlive the one that started them.
+                // Commands outlive the process that started them.
                 tokio::time::sleep(SETTLE).await;
                 let done = std::fs::read_to_string(self.dir.path().join("done"));
                 told(&done.unwrap_or_default(), ids)
             }
-            // Handlers are workers, of which none has run yet.
+            // The handlers are workers, and none has run yet.
             Kind::Coordinator | Kind::Confirmed { .. } => 0,
         }
     }
 
-    /// How many of them its broker has: with Coordinator once a worker has
-    /// handled them, else where one could take them from.
+    /// How many of these deliveries the broker has. With Coordinator a worker must
+    /// have handled them. Without it they must be in a stream, to be handled later.
     async fn found(&self, exe: &Path, nats: &Nats, ids: &HashSet<Uuid>) -> usize {
         let js = jetstream::new(nats.client().await);
         if self.kind != Kind::Coordinator {
@@ -313,7 +313,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Those of `ids` of which a line says that they were handled.
+/// How many of `ids` are reported as handled by a line of `output`.
 fn told(output: &str, ids: &HashSet<Uuid>) -> usize {
     let handled =
         output.lines().filter_map(|line| line.split_once("handled ")?.1.split(':').next());

@@ -1,4 +1,4 @@
-//! What a delivery costs the processors, in each process of the pipeline.
+//! Processor time of a delivery, in each process of the pipeline.
 
 use std::{path::Path, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     scenarios::{CONNECTIONS, ISSUES},
 };
 
-/// Deliveries of the load that keeps its pace, and of the one that does not.
+/// Deliveries of the load with a fixed pace, and of the load as fast as possible.
 const PACED: u64 = 10_000;
 const UNPACED: u64 = 30_000;
 
@@ -27,14 +27,14 @@ const UNPACED: u64 = 30_000;
 pub struct Costs([Duration; 3]);
 
 impl Costs {
-    /// In microseconds for one delivery, and all three together.
+    /// Microseconds for one delivery: in each of the three processes, and in all together.
     pub fn of_one(self, since: Self, deliveries: u64) -> [f64; 4] {
         let one = |n: usize| (self.0[n] - since.0[n]).as_secs_f64() * 1e6 / deliveries as f64;
         [one(0), one(1), one(2), one(0) + one(1) + one(2)]
     }
 }
 
-/// The pipeline at work.
+/// The running pipeline.
 pub struct Pipeline {
     ingest: Process,
     worker: Option<Process>,
@@ -62,7 +62,7 @@ impl Pipeline {
         let requests = (0..count).map(|n| template.request(n % ISSUES + 1, n / ISSUES)).collect();
         let address = self.ingest.address_in("ingest listens").await;
         load::open_loop(address, requests, CONNECTIONS, rate, |_, _| {}).await;
-        // Seldom, since the broker's answers would be counted as well.
+        // Asked rarely, since the broker's answers count as well.
         while !self.is_through(count).await {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
@@ -73,7 +73,7 @@ impl Pipeline {
             && (self.worker.is_none() || bus::lag(&self.js).await == Some(0))
     }
 
-    /// What each process is called, and its id.
+    /// Name and process id of each process.
     pub fn processes(&self) -> [(&'static str, Option<u32>); 3] {
         let worker = self.worker.as_ref().map(Process::pid);
         [
@@ -83,7 +83,7 @@ impl Pipeline {
         ]
     }
 
-    /// What they have taken so far.
+    /// Processor time of the processes so far.
     pub fn costs(&self) -> Costs {
         Costs(
             self.processes().map(|(_, pid)| pid.map(|pid| Usage::of(pid).cpu).unwrap_or_default()),

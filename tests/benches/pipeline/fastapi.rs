@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What is installed, and what it is told to be in the table's caption.
+/// What is installed, and what the table's caption names.
 pub const PINNED: [&str; 6] = [
     "fastapi==0.165.0",
     "starlette==1.10.0",
@@ -15,10 +15,10 @@ pub const PINNED: [&str; 6] = [
     "httptools==0.9.0",
 ];
 
-/// The environment's interpreter. Made by the first call under cargo's target
-/// directory, and taken from there by later ones.
+/// The environment's interpreter. The first call creates it under cargo's target
+/// directory, and later calls use it from there.
 pub fn python() -> Result<PathBuf, String> {
-    // Another list of versions is another environment.
+    // Each list of versions has its own environment.
     let name = PINNED.join("-").replace(['[', ']', '='], "_");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let (python, made) = (dir.join("bin/python"), dir.join("made"));

@@ -6,7 +6,7 @@ use tests::process::Process;
 #[cfg(target_os = "linux")]
 use tests::usage::Usage;
 
-/// So many a second.
+/// A rate per second.
 pub fn rate(value: f64) -> String {
     format!("{value:.0}/s")
 }
@@ -28,13 +28,13 @@ pub fn memory(process: &Process) -> String {
     megabytes(Usage::of(process.pid()).memory)
 }
 
-/// Where nothing tells it.
+/// Not known on other systems.
 #[cfg(not(target_os = "linux"))]
 pub fn memory(_: &Process) -> String {
     "unknown".into()
 }
 
-/// The one in the middle.
+/// The value in the middle.
 #[cfg(target_os = "linux")]
 pub fn median<T: PartialOrd + Copy>(values: impl IntoIterator<Item = T>) -> T {
     let mut values: Vec<T> = values.into_iter().collect();

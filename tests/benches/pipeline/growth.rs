@@ -1,6 +1,7 @@
 //! How cost grows: one curve each, as a table that can be pasted.
 //!
-//! They take minutes, so they run only when named: `growth` for all, or `growth-journal`, say.
+//! They take minutes, so they run only when named: `growth` for all, or one such as
+//! `growth-journal`.
 
 mod bodies;
 mod drain;

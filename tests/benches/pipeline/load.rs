@@ -1,4 +1,4 @@
-//! A load generator that costs little: requests are made beforehand, and the
+//! A load generator that costs little: requests are built in advance, and the
 //! client writes and reads bytes.
 
 use std::{
@@ -20,7 +20,7 @@ use uuid::Uuid;
 /// Where the delivery id stands in a request, to be overwritten by a fresh one.
 const ID_PLACE: &str = "00000000-0000-4000-8000-000000000000";
 
-/// A real delivery of Gitea as a template for many issues and moments.
+/// A real delivery of Gitea as a template for many issues and times.
 pub struct Template {
     one: String,
     two: String,
@@ -36,7 +36,7 @@ impl Template {
         Self { one: text("0002"), two: text("0003") }
     }
 
-    /// With issues of a longer text, which must need no escapes in JSON.
+    /// Makes the text of the issues longer by `text`, which must need no escapes in JSON.
     #[cfg(target_os = "linux")]
     pub fn with_text(self, text: &str) -> Self {
         let longer = |payload: String| {
@@ -54,7 +54,7 @@ impl Template {
             .replace("2026-11-23T23:45:03Z", &time)
     }
 
-    /// The whole request for it.
+    /// The whole request for event `step` of an issue.
     pub fn request(&self, issue: u64, step: u64) -> Request {
         let body = self.payload(issue, step);
         let signature = gitea::sign(gitea::SECRET, body.as_bytes());
@@ -113,7 +113,7 @@ impl Connection {
     }
 }
 
-/// The status, once head and body are whole.
+/// The status, once head and body are complete.
 fn complete(bytes: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
@@ -124,10 +124,10 @@ fn complete(bytes: &[u8]) -> Option<u16> {
     (body.len() >= length).then(|| head.get(9..12)?.parse().ok())?
 }
 
-/// What a run of requests gave.
+/// Result of a run of requests.
 pub struct Run {
     pub seconds: f64,
-    /// From just before the request was due to its answer, sorted.
+    /// Time from when a request was sent or due to its answer, sorted.
     pub latencies: Vec<Duration>,
     pub accepted: u64,
 }
@@ -142,13 +142,13 @@ impl Run {
     }
 }
 
-/// Of sorted durations.
+/// A percentile of sorted durations.
 pub fn percentile(sorted: &[Duration], percent: f64) -> Duration {
     let at = ((sorted.len() as f64 - 1.0) * percent / 100.0).round() as usize;
     sorted.get(at).copied().unwrap_or_default()
 }
 
-/// As fast as `connections` connections can, for `duration`.
+/// Sends as fast as `connections` connections can, for `duration`.
 pub async fn closed_loop(
     address: SocketAddr,
     requests: Arc<Vec<Request>>,
@@ -159,7 +159,7 @@ pub async fn closed_loop(
     closed_loop_while(address, requests, connections, move || started.elapsed() < duration).await
 }
 
-/// As fast as `connections` connections can, while `go_on` says so.
+/// Sends as fast as `connections` connections can, while `go_on` returns true.
 pub async fn closed_loop_while(
     address: SocketAddr,
     requests: Arc<Vec<Request>>,
@@ -189,9 +189,9 @@ pub async fn closed_loop_while(
     collect(started, tasks.collect()).await
 }
 
-/// `rate` requests a second whatever the answers take, for `duration`. A
-/// request's latency counts from when it was due. `sent` is called with each id
-/// and the moment at which it was due.
+/// Sends `rate` requests a second, however long the answers take. A request's
+/// latency counts from when it was due. `sent` is called with each id and the
+/// moment at which its request was due.
 pub async fn open_loop(
     address: SocketAddr,
     requests: Vec<Request>,
@@ -212,7 +212,7 @@ pub async fn open_loop(
                 let Some(request) = requests.get(turn as usize) else { break };
                 let due = started + Duration::from_secs_f64(turn as f64 / rate);
                 tokio::time::sleep_until(due.into()).await;
-                // The timer ticks in milliseconds, so it may be late by one; that is not the service's.
+                // The timer may be late by a millisecond. The service is not responsible for that.
                 let due = due.max(Instant::now());
                 let (id, status) = connection.send(&mut request.clone()).await;
                 assert_eq!(status, 200);

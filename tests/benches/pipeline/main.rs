@@ -1,7 +1,7 @@
-//! `cargo bench`: how fast, beside what the least possible would be, in one run.
+//! `cargo bench`: the speed of the product beside minimal alternatives, in one run.
 //!
-//! Real processes on real files: ingest, worker and nats-server each their own,
-//! and the load from this one, all on the cores of one machine.
+//! Real processes on real files: ingest, worker and nats-server are separate
+//! processes, this process makes the load, and all share the cores of one machine.
 
 #[cfg(target_os = "linux")]
 mod abuse;
@@ -27,7 +27,7 @@ mod told;
 use std::path::PathBuf;
 
 fn main() {
-    // Cargo passes --bench; a name picks scenarios.
+    // Cargo passes --bench. Other arguments name scenarios.
     let pick: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     if reference::run_as_handler(&pick) {
         return;
@@ -40,7 +40,7 @@ fn main() {
         return tokio::runtime::Runtime::new().expect("a runtime").block_on(abuse::abuse(address));
     }
     let exe = PathBuf::from(env!("CARGO_BIN_EXE_process-under-test"));
-    // One thread makes the load, so that more of the processors is left to what is measured.
+    // One thread makes the load, so that more processor time is left to what is measured.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {

@@ -19,7 +19,7 @@ const FREQUENCY: &str = "199";
 /// [`ELSE`] if none has.
 type Steps = &'static [(&'static str, &'static [&'static str])];
 
-/// Waiting, waking, and what no step is known by.
+/// Waiting, waking, and functions that belong to no step.
 const ELSE: &str = "runtime, other";
 
 const INGEST: Steps = &[
@@ -87,7 +87,8 @@ pub async fn run(exe: &Path) {
     }
 }
 
-/// Starts perf on these processes. Go keeps frame pointers to walk its stacks by; Rust's release builds do not.
+/// Starts perf on these processes. Go keeps frame pointers, by which perf walks the stacks. Rust's
+/// release builds do not.
 fn record(pids: &[u32], stacks: &str, file: &Path) -> Child {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     Command::new("perf")
@@ -128,7 +129,8 @@ fn fold(script: &str, pid: u32, steps: Steps) -> Vec<(&'static str, usize)> {
 }
 
 fn step(frame: &str, steps: Steps) -> Option<&'static str> {
-    // A future within a span is compiled into this; what is around it knows better.
+    // A future within a span is compiled into this function. The functions around it name the
+    // step better.
     if frame.contains("Instrumented") {
         return None;
     }

@@ -1,5 +1,5 @@
-//! What to compare with: the least that could answer a delivery, or keep it, and
-//! the least that could consume an event in order.
+//! Minimal alternatives to compare with: handlers that answer a delivery or keep
+//! it, and consumers that consume events in order.
 
 use std::{
     net::SocketAddr,

@@ -26,14 +26,14 @@ use crate::{
     reference, told,
 };
 
-/// As many as are busy at once.
+/// Connections that are busy at once.
 pub const CONNECTIONS: usize = 64;
 const BACKLOG: u64 = 200_000;
 /// Issues that the load spreads over.
 pub const ISSUES: u64 = 2_000;
 
-/// Runs the scenarios whose names begin with one of `pick`, or all but those
-/// with a table of their own.
+/// Runs the scenarios whose names begin with one of `pick`. Without names, runs
+/// all except those with a separate table.
 pub async fn run(exe: &Path, pick: &[String]) {
     #[cfg(target_os = "linux")]
     match pick {
@@ -71,7 +71,7 @@ fn row(what: &str, value: impl std::fmt::Display, goal: &str) {
     println!("{what:<58} {value:>14} {goal:>14}");
 }
 
-/// How many durable 200s a second, beside a handler that keeps nothing.
+/// Measures durable 200s a second, beside a handler that keeps nothing.
 async fn accept(exe: &Path) {
     let template = Template::recorded();
     let requests: Arc<Vec<_>> = Arc::new((0..ISSUES).map(|n| template.request(n + 1, 0)).collect());
@@ -97,7 +97,7 @@ async fn accept(exe: &Path) {
     row("  memory of ingest under load", memory(&ingest), "");
 }
 
-/// How long a 200 takes at 1,000 a second.
+/// Measures how long a 200 takes at 1,000 deliveries a second.
 async fn steady(exe: &Path) {
     let template = Template::recorded();
     let requests = (0..10_000).map(|n| template.request(n % ISSUES + 1, n / ISSUES)).collect();
@@ -110,7 +110,7 @@ async fn steady(exe: &Path) {
     row("200 at 1000/s: p99", millis(run.percentile(99.0)), "10 ms");
 }
 
-/// From HTTP in to change out at 500 a second.
+/// Measures the time from HTTP in to change out at 500 deliveries a second.
 async fn latency(exe: &Path) {
     let template = Template::recorded();
     // Every delivery changes something: an issue's assignees alternate.
@@ -120,7 +120,7 @@ async fn latency(exe: &Path) {
     row("HTTP in to change out at 500/s: p99", millis(load::percentile(&latencies, 99.0)), "25 ms");
 }
 
-/// How fast one worker works off a backlog, beside consumers that only ack.
+/// Measures how fast one worker drains a backlog, beside consumers that only ack.
 async fn drain(exe: &Path) {
     let nats = Nats::start().await;
     let js = jetstream::new(nats.client().await);
@@ -140,7 +140,7 @@ async fn drain(exe: &Path) {
     row("  changes told", bus::count(&js, names::CHANGES).await, "");
 }
 
-/// Memory at rest, and how soon the first 200 comes on existing data.
+/// Measures idle memory, and the time to the first 200 on existing data.
 async fn idle(exe: &Path) {
     let nats = Nats::start().await;
     let data = tests::temp_dir();
@@ -171,7 +171,7 @@ async fn idle(exe: &Path) {
     row("start to first 200 on existing data, median of 5", millis(starts[2]), "300 ms");
 }
 
-/// How long a 200 takes at 1,000 a second while others do their worst.
+/// Measures how long a 200 takes at 1,000 deliveries a second, with abusive senders.
 #[cfg(target_os = "linux")]
 async fn abuse(exe: &Path) {
     tests::usage::allow_descriptors(15_000);

@@ -1,4 +1,4 @@
-//! From a delivery's request to the change that it leads to.
+//! The time from a delivery's request to the change that it leads to.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::load::{self, Request};
 
-/// How long that takes, sorted, for requests of which each leads to one change, sent at `rate` a second.
+/// Sends requests at `rate` a second, each of which leads to one change. Returns the times, sorted.
 pub async fn latencies(
     exe: &Path,
     requests: Vec<Request>,
@@ -35,7 +35,7 @@ pub async fn latencies(
     let client = nats.client().await;
     let js = jetstream::new(client.clone());
     wait::until("the worker's consumers", || bus::lag(&js)).await;
-    // A plain subscriber sees a change when the stream does.
+    // A plain subscriber receives a change when the stream does.
     let mut changes = client.subscribe("gitea.changes.>").await.expect("subscribe");
     client.flush().await.expect("flush");
     let told: Arc<Mutex<HashMap<Uuid, Instant>>> = Arc::default();

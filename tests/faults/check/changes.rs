@@ -1,5 +1,5 @@
-//! Changes against events: each follows from one, none is lost, none is told
-//! twice, and those of an issue come in the order of its events.
+//! Changes against events: each change follows from an event, none is lost, none
+//! is published twice, and an issue's changes come in the order of its events.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -49,7 +49,8 @@ fn without_cause(change: &Change, events: &HashMap<&str, &Event>) -> Vec<String>
     found
 }
 
-/// What cannot be, whatever the events were: adding who is there, removing who is not.
+/// Changes that are impossible whatever the events were: a login that is already there is added,
+/// or a login that is not there is removed.
 fn impossible(changes: &[&Change]) -> Vec<String> {
     let mut found = Vec::new();
     let (mut assignees, mut closed) = (BTreeSet::new(), false);
@@ -90,7 +91,7 @@ fn out_of_order(changes: &[&Change], events: &HashMap<&str, &Event>) -> Vec<Stri
         .collect()
 }
 
-/// The changes that the events must lead to, against those that were told.
+/// The changes that the events must lead to, against the changes that were published.
 fn unexpected(records: &Records, told: &BTreeMap<Key, Vec<&Change>>) -> Vec<String> {
     let mut issues: BTreeMap<Key, Issue> = BTreeMap::new();
     let mut expected: BTreeMap<Key, Vec<(&str, Expected)>> = BTreeMap::new();

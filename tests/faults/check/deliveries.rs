@@ -52,9 +52,9 @@ fn differences(sent: &Sent, event: &Event) -> Vec<String> {
     found
 }
 
-/// Of two deliveries of an issue to one ingest, one of which was answered
-/// before the other was sent, the first stands first. After a lost tail what
-/// comes again comes behind what was on its way then.
+/// Two deliveries of an issue go to one ingest, and one is answered before the
+/// other is sent: then its event comes first in the stream. After a lost tail,
+/// events that come again may come after events that were in flight then.
 fn out_of_order(records: &Records, sent: &HashMap<&str, &Sent>) -> Vec<String> {
     let tails: Vec<_> = tails_lost(records).collect();
     let mut latest: HashMap<(Key, usize), &Sent> = HashMap::new();

@@ -1,4 +1,4 @@
-//! What a subscriber got meanwhile, against the stream at the end.
+//! What a subscriber received during the run, against the stream at the end.
 
 use std::collections::{HashMap, HashSet};
 

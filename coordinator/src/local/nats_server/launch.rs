@@ -1,9 +1,9 @@
-//! Becoming nats-server, in a way that it dies with whoever started it.
+//! Becomes nats-server, in a way that makes it die with its parent process.
 //!
-//! Only a process itself can ask for a signal at its parent's death, and doing
-//! so between fork and exec would take unsafe code. So Coordinator starts
-//! itself again with a hidden command, which asks for the signal and then
-//! becomes nats-server: the request survives exec.
+//! Only a process itself can ask for a signal at its parent's death. Doing so
+//! between fork and exec would need unsafe code. So Coordinator starts itself
+//! again with a hidden command, which asks for the signal and then becomes
+//! nats-server. The request survives exec.
 
 use std::{
     ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::Command,
@@ -15,10 +15,10 @@ use rustix::process::getppid;
 /// Name of the hidden command.
 pub(crate) const COMMAND: &str = "run-nats-server";
 
-/// What to become.
+/// Arguments of the hidden command.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LaunchArgs {
-    /// Process id of whoever started us
+    /// Process id of the parent
     parent: u32,
     /// The nats-server
     binary: PathBuf,
@@ -27,13 +27,13 @@ pub(crate) struct LaunchArgs {
     args: Vec<OsString>,
 }
 
-/// Becomes nats-server. Returns only if that failed.
+/// Becomes nats-server. Returns only if that fails.
 pub(crate) fn run(args: &LaunchArgs) -> ExitCode {
     if let Err(error) = die_with_parent() {
         eprintln!("{COMMAND}: ask for a signal at the parent's death: {error}");
         return ExitCode::FAILURE;
     }
-    // A parent that died before the line above is never told of.
+    // The system sends no signal for a parent that died before the request above.
     if getppid().map(|pid| pid.as_raw_pid().unsigned_abs()) != Some(args.parent) {
         return ExitCode::FAILURE;
     }
@@ -47,7 +47,8 @@ fn die_with_parent() -> rustix::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
 }
 
-/// There is no such signal here: after a `kill -9` nats-server stays, and the next start says so.
+/// There is no such signal on this system. After a `kill -9` nats-server keeps running, and the
+/// next start reports it.
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent() -> rustix::io::Result<()> {
     Ok(())

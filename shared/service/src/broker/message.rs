@@ -1,4 +1,4 @@
-//! The contract's envelopes and headers as the NATS client has them.
+//! The contract's envelopes and headers, as types of the NATS client.
 
 use async_nats::{
     HeaderMap,
@@ -9,10 +9,10 @@ use contract::envelope::{Envelope, Headers};
 use super::Session;
 
 impl Session {
-    /// Publishes on `stream` and no other, and returns once the broker has it.
+    /// Publishes on `stream` and no other, and returns once the broker has confirmed the message.
     ///
     /// # Errors
-    /// Sorted by [`Refusal`](super::refusal::Refusal).
+    /// [`Refusal`](super::refusal::Refusal) classifies them.
     pub async fn publish(
         &self,
         envelope: Envelope,

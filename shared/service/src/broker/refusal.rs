@@ -1,4 +1,4 @@
-//! What an error of a publish means for the message: the one table.
+//! What an error of a publish means for the message. This is the only table of it.
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -14,12 +14,17 @@ pub enum Refusal {
     Never,
     /// The stream is not there: look for it, create it, and publish again.
     PrepareAgain,
-    /// The broker cannot take anything now. Also for whatever is unknown.
+    /// The broker cannot take anything now. Unknown errors count as this one.
     Away,
 }
 
 impl Refusal {
-    /// Sorts an error. Codes are those of nats-server's `server/errors.json`.
+    /// Whether this message, as it is, will never be taken.
+    pub fn is_for_good(self) -> bool {
+        matches!(self, Self::TooLarge | Self::Never)
+    }
+
+    /// Classifies an error. The codes are from nats-server's `server/errors.json`.
     pub fn of(error: &PublishError) -> Self {
         match error.kind() {
             PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
@@ -42,9 +47,9 @@ fn of_code(code: Option<ErrorCode>) -> Refusal {
         Some(10054) => Refusal::TooLarge,
         // "header size exceeds maximum allowed of 64k".
         Some(10097) => Refusal::Never,
-        // "stream not found"; "expected stream does not match": another one took the subject.
+        // "stream not found"; "expected stream does not match": another stream took the subject.
         Some(10059 | 10060) => Refusal::PrepareAgain,
-        // Among them 10077, a limit of the stream or of the account that is reached.
+        // This includes 10077: a limit of the stream or of the account is reached.
         _ => Refusal::Away,
     }
 }

@@ -1,4 +1,4 @@
-//! One connection to NATS, from its first word to its last.
+//! One connection to NATS, from its start to its end.
 
 use std::{
     sync::{
@@ -20,32 +20,32 @@ use tracing::{debug, warn};
 
 use super::BrokerSettings;
 
-/// How often a silent connection is asked whether it still stands. After three
-/// times without an answer it is over.
+/// How often a silent connection is pinged. After three pings without an answer
+/// it counts as lost.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an answer of the broker (a PubAck, an API call) may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// No server has this address.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
-/// One connection. Once it is gone, nothing more goes out by way of it, also
-/// not what was said before that was noticed.
+/// One connection. It is never resumed: once it is lost, nothing more is sent on
+/// it. This includes messages that were waiting before the loss was noticed.
 ///
-/// That is the point: a client that reconnects by itself sends what still waits
-/// to whoever answers then. A broker that lost the tail of its store, or was
-/// restored, is another one in all but its name, and must not be told what
-/// follows from what the former one said.
+/// A client that reconnects by itself would send the waiting messages to the broker
+/// that it reaches then. A broker that lost the tail of its store, or was restored,
+/// is another broker. It must not receive messages that follow from the answers of
+/// the former one.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// The plain client.
+    /// The core NATS client.
     pub client: Client,
-    /// Its JetStream side.
+    /// JetStream on this connection.
     pub jetstream: jetstream::Context,
     number: u64,
     ended: CancellationToken,
 }
 
-/// When and what the broker last denied our user.
+/// The last denial of our user by the broker, and its time.
 pub(super) type LastDenial = Arc<Mutex<Option<(Instant, String)>>>;
 
 /// Why there is no connection.
@@ -80,8 +80,8 @@ impl Session {
             .name(name)
             .connection_timeout(REQUEST_TIMEOUT)
             .ping_interval(PING_INTERVAL)
-            // There is no option for "never again". So the client has one attempt, and an address
-            // to spend it on.
+            // The client has no option to never reconnect. So it gets one attempt, at an address
+            // that no server has.
             .ignore_discovered_servers()
             .max_reconnects(1)
             .reconnect_to_server_callback(move |_, _| {
@@ -105,17 +105,17 @@ impl Session {
         Ok((Self { client, jetstream, number, ended: CancellationToken::new() }, end))
     }
 
-    /// Its place among those of its broker, from 1.
+    /// Number of this session among those of its broker, from 1.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Returns once the connection is gone.
+    /// Waits until the connection is lost.
     pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
 
-    /// Whether the connection is gone, as far as is known.
+    /// Whether the connection is lost, as far as is known.
     pub fn is_over(&self) -> bool {
         self.ended.is_cancelled() || self.client.connection_state() != State::Connected
     }
@@ -125,14 +125,14 @@ impl Session {
         self.client.max_payload()
     }
 
-    /// Ends the session of all that hold it, once `end` says that the connection is gone.
+    /// Marks all clones of the session as ended, once `end` shows that the connection is lost.
     pub(super) async fn until_end(&self, mut end: Subscriber) {
         while end.next().await.is_some() {}
         self.ended.cancel();
     }
 }
 
-/// Who we are, and whom we trust.
+/// Our credentials, and the certificates that we trust.
 async fn options(settings: &BrokerSettings) -> Result<ConnectOptions, SessionError> {
     let mut options = match &settings.credentials_file {
         Some(path) => {
@@ -148,8 +148,13 @@ async fn options(settings: &BrokerSettings) -> Result<ConnectOptions, SessionErr
         (None, Some((token, None))) => options.token(token),
         (None, None) => options,
     };
+    // Servers announce each other without a scheme: one address that asks for TLS asks for all.
+    let certificates = settings.ca_file.is_some() || settings.client_certificate.is_some();
+    if certificates || settings.servers.iter().any(|server| server.tls_required()) {
+        options = options.require_tls(true);
+    }
     if let Some(path) = &settings.ca_file {
-        options = options.add_root_certificates(path.clone()).require_tls(true);
+        options = options.add_root_certificates(path.clone());
     }
     if let Some((certificate, key)) = &settings.client_certificate {
         options = options.add_client_certificate(certificate.clone(), key.clone());
@@ -161,7 +166,7 @@ async fn options(settings: &BrokerSettings) -> Result<ConnectOptions, SessionErr
 }
 
 /// User and password, or a token alone, of the first URL that holds one. The
-/// client itself takes no notice of them.
+/// client itself ignores them.
 fn login_in_url(servers: &[ServerAddr]) -> Option<(String, Option<String>)> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     servers
@@ -169,7 +174,7 @@ fn login_in_url(servers: &[ServerAddr]) -> Option<(String, Option<String>)> {
         .find_map(|server| Some((decoded(server.username()?), server.password().map(decoded))))
 }
 
-/// What nats-server says about a subject that our user may not use.
+/// The text of nats-server about a subject that our user may not use.
 fn denial(event: &Event) -> Option<String> {
     match event {
         Event::ServerError(ServerError::Other(text)) => {
@@ -184,7 +189,7 @@ fn log(event: &Event) {
         return warn!(denial, "NATS denies our user a subject");
     }
     match event {
-        // Begin and end are told by whoever keeps the sessions.
+        // The keeper of the sessions logs the begin and the end of each.
         Event::Connected | Event::Disconnected | Event::Closed | Event::ClientError(_) => {
             debug!(%event, "NATS client event");
         }

@@ -1,11 +1,11 @@
-//! What lives on the broker: names, limits, and how it is created. The one
-//! owner of these facts.
+//! Streams, bucket and consumers on the broker: their limits and their creation.
+//! No other module defines these. Their names are in `contract::names`.
 
 use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
+    consumer::{self, AckPolicy, DeliverPolicy, pull},
     context::{CreateKeyValueErrorKind, GetStreamErrorKind},
     kv,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
@@ -75,8 +75,8 @@ pub enum StreamsError {
 /// The stream of events, created if it is not there.
 ///
 /// `discard: new` and no size limit: an event that no worker has handled is
-/// never pushed out by a newer one. A broker that is full refuses, the relay
-/// waits, and the journal keeps.
+/// never dropped for a newer one. A full broker refuses the event. Then the relay
+/// waits, and the journal keeps the delivery.
 pub async fn events(
     js: &jetstream::Context,
     settings: &StreamsSettings,
@@ -131,12 +131,12 @@ async fn ensure(
             Ok(stream)
         }
         Err(error) if is_missing(&error) => {
-            // Two that start together ask for the same, which the broker takes as one.
+            // Two processes that start together ask for the same stream, which the broker allows.
             let stream = js
                 .get_or_create_stream(wanted)
                 .await
                 .map_err(|error| StreamsError::Create(name, error))?;
-            // Whichever delivery came first asked for it, but this is not its story.
+            // No parent span: the creation does not belong to the delivery that came first.
             info!(parent: None, stream = name, "stream created");
             Ok(stream)
         }
@@ -144,12 +144,13 @@ async fn ensure(
     }
 }
 
-fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+/// Whether the broker says that there is no such stream.
+pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error)
         if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }
 
-/// An existing stream is the operator's: told, not changed.
+/// An existing stream belongs to the operator. A difference is logged, and not changed.
 fn warn_if_different(name: &str, wanted: &stream::Config, found: &stream::Config) {
     let wanted = (wanted.num_replicas, wanted.max_age, wanted.duplicate_window);
     let found = (found.num_replicas, found.max_age, found.duplicate_window);
@@ -165,7 +166,7 @@ fn warn_if_different(name: &str, wanted: &stream::Config, found: &stream::Config
 }
 
 /// The bucket of issue states, created if it is not there. No age limit: an
-/// issue may rest for years.
+/// issue may have no events for years.
 pub async fn issue_state(
     js: &jetstream::Context,
     settings: &StreamsSettings,
@@ -188,7 +189,7 @@ pub async fn issue_state(
         .await;
     match created {
         Ok(store) => Ok(store),
-        // Another one was quicker.
+        // Another process has created the bucket first.
         Err(error) if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
             open(js).await.map_err(|_| StreamsError::CreateBucket(ISSUE_STATE, error))
         }
@@ -200,11 +201,11 @@ async fn open(js: &jetstream::Context) -> Result<kv::Store, StreamsError> {
     js.get_key_value(ISSUE_STATE).await.map_err(|error| StreamsError::Bucket(ISSUE_STATE, error))
 }
 
-/// Sees to it that the durable consumer of a partition is there.
+/// Makes sure that the durable consumer of a partition exists.
 ///
-/// One message in flight (`max_ack_pending: 1`) is what keeps the order per
-/// issue, whatever workers come, go or die. One that is there already is only
-/// looked at: a worker's user need not be allowed to create any.
+/// One message in flight (`max_ack_pending: 1`) keeps the order per issue,
+/// whatever workers come, go or die. An existing consumer with this `ack_wait` is
+/// only looked up, so a worker's user needs no permission to create consumers.
 pub async fn partition_consumer(
     events: &stream::Stream,
     settings: &StreamsSettings,
@@ -212,13 +213,7 @@ pub async fn partition_consumer(
     partition: u8,
 ) -> Result<(), StreamsError> {
     let name = consumer_name(partition);
-    match events.consumer_info(&name).await {
-        Ok(info) if info.config.ack_wait == ack_wait => return Ok(()),
-        Ok(_) => {}
-        Err(error) if is_consumer_missing(&error) => {}
-        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
-    }
-    let consumer = pull::Config {
+    let wanted = pull::Config {
         durable_name: Some(name.clone()),
         description: Some(format!("Partition {partition} of {PARTITIONS}, shared by all workers")),
         filter_subject: partition_filter(partition),
@@ -230,20 +225,37 @@ pub async fn partition_consumer(
         num_replicas: settings.stream_replicas,
         ..pull::Config::default()
     };
-    // Creates it, or sets ack_wait on the one that is there.
-    let created = events.create_consumer(consumer).await;
+    match events.consumer_info(&name).await {
+        Ok(info) if keeps_order(&info.config, &wanted) => return Ok(()),
+        Ok(_) => {}
+        Err(error) if is_consumer_missing(&error) => {}
+        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
+    }
+    // Creates the consumer, or sets `ack_wait` on the existing one.
+    let created = events.create_consumer(wanted).await;
     created.map(drop).map_err(|error| StreamsError::Consumer(name, error))
+}
+
+/// Whether a consumer that somebody made keeps the order per issue and gives no message up.
+fn keeps_order(found: &consumer::Config, wanted: &pull::Config) -> bool {
+    found.ack_wait == wanted.ack_wait
+        && found.ack_policy == wanted.ack_policy
+        && found.max_ack_pending == wanted.max_ack_pending
+        && found.max_deliver == wanted.max_deliver
+        && found.filter_subject == wanted.filter_subject
+        && found.filter_subjects.is_empty()
 }
 
 fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
     matches!(error.kind(), jetstream::context::ConsumerInfoErrorKind::NotFound)
 }
 
-/// Everything: streams, bucket and consumers. For an operator who lets no
+/// Creates everything: streams, bucket and consumers. For an operator who lets no
 /// service create anything.
 ///
-/// `readers` are names of durable consumers of the changes, one for each
-/// subscriber: who may create consumers may have any subject written to.
+/// `readers` are names of durable consumers of the changes, one for each subscriber.
+/// They are created here, since a user that may create consumers can make the server
+/// write to any subject.
 pub async fn create_all(
     js: &jetstream::Context,
     settings: &StreamsSettings,
@@ -264,7 +276,7 @@ pub async fn create_all(
             num_replicas: settings.stream_replicas,
             ..pull::Config::default()
         };
-        // One that is there already may have been made to another taste.
+        // An existing consumer may have another configuration, and is left as it is.
         let there = changes.get_or_create_consumer(name, reader).await;
         there.map_err(|error| StreamsError::Consumer(name.clone(), error))?;
     }

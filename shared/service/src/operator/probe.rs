@@ -1,5 +1,5 @@
-//! Asking the role on this machine for its health, for container health
-//! checks: the image holds no shell and no curl.
+//! The health check of a container, which asks the role on this machine: the
+//! image holds no shell and no curl.
 
 use std::{
     io::{Read, Write},
@@ -14,15 +14,15 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a role does not count as healthy.
 #[derive(Debug, Error)]
 pub enum Unhealthy {
-    /// It says so itself.
+    /// The answer has another status than 200.
     #[error("unhealthy: HTTP status {0}")]
     Status(u16),
-    /// It does not answer in time, or what answers is not HTTP.
+    /// There is no answer in time, or the answer is not HTTP.
     #[error("no answer")]
     NoAnswer(#[from] std::io::Error),
 }
 
-/// The address by which this machine reaches one that it listens on.
+/// The address by which this machine reaches a listener on `address`.
 pub fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -35,7 +35,7 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
 /// Asks `GET /health` of the operator's listener at `address`. Blocks for some seconds at most.
 ///
 /// # Errors
-/// Any answer but 200, or none.
+/// If the answer is not 200, or if there is none.
 pub fn check(address: SocketAddr) -> Result<(), Unhealthy> {
     match status(address)? {
         200 => Ok(()),

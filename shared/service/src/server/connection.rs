@@ -1,5 +1,5 @@
-//! A connection that ends when its client is too slow: to send a head, to
-//! send anything at all, or to read what it is sent.
+//! A connection that is closed when its client is too slow to send a head, to
+//! send anything at all, or to read its answers.
 
 use std::{
     io,
@@ -17,11 +17,11 @@ use tokio::{
 
 use super::Limits;
 
-/// How long to look once more at a connection whose time is over: after a stall of this
-/// process timers fire before it notices what has arrived.
+/// How long a connection is still read after its timeout. After a stall of this process, timers
+/// fire before the process sees the bytes that have arrived.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// What a connection waits for, and until when. Its requests and its socket share it.
+/// What a connection waits for, and until when. Shared by its requests and its socket.
 #[derive(Debug)]
 pub(super) struct Phase {
     header_timeout: Duration,
@@ -37,7 +37,7 @@ enum Waits {
     Head { until: Instant },
     /// The first byte of the next request.
     Rest { until: Instant },
-    /// A body, whose reader has a limit of its own, or nothing.
+    /// A body, whose reader has its own limit, or nothing.
     Request,
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Connection {
     phase: Arc<Phase>,
     reading: Timer,
     writing: Timer,
-    /// When all that is being written must be read by the client.
+    /// When the client must have read all that is being written.
     write_until: Option<Instant>,
 }
 
@@ -95,7 +95,7 @@ impl Connection {
         Self { stream, phase, reading, writing, write_until: None }
     }
 
-    /// What a write came to, or that the client has left too much unread for too long.
+    /// The result of a write, or a timeout if the client has not read for too long.
     fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -156,7 +156,7 @@ impl AsyncWrite for Connection {
         self.stream.is_write_vectored()
     }
 
-    /// Called when nothing is left to write. An answer that was there at once has changed the
+    /// Called when nothing is left to write. An answer that was ready at once has changed the
     /// phase since the last read, so the timer is set here too.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -172,7 +172,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// A timer that is made when it is first needed.
+/// A timer that is created when it is first needed.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
@@ -186,8 +186,8 @@ impl Timer {
     }
 }
 
-/// Whether the client begins to say something in time. A look, since a
-/// socket that was just accepted counts as readable in any case.
+/// Whether the client begins to send in time. It peeks, since a socket that was
+/// just accepted counts as readable in any case.
 pub(super) async fn speaks(stream: &TcpStream, patience: Duration) -> bool {
     let look = async || stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes == 1);
     match tokio::time::timeout(patience, look()).await {

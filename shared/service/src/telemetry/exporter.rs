@@ -1,4 +1,4 @@
-//! An exporter of spans that says when it cannot export, and when it can again.
+//! An exporter of spans that logs when an outage begins and when it ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::causes::Causes;
 
-/// Exports as `exporter` does. An outage is one log line at its start and one at its end,
+/// Exports through `exporter`. An outage is one log line at its start and one at its end,
 /// however many batches of spans are lost in between.
 #[derive(Debug)]
 pub(super) struct ReportingExporter<E> {

@@ -1,4 +1,4 @@
-//! Where log lines go out from, by the thread that writes them.
+//! The writer of log lines. It is used by the thread that writes them.
 
 use std::{
     io::{BufWriter, Result, Write},
@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-/// How long lines may gather after some were written out.
+/// How long lines may gather after a write.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// Writes a line at once when all was quiet, and lets those that come right behind it share the
-/// next write. Meanwhile whoever logs need not wake this thread, which is most of what that costs.
+/// Writes a line at once after a quiet time. Lines that follow closely share the next write. While
+/// they gather, a thread that logs need not wake the writing thread, which is most of the cost of
+/// a log line.
 pub(super) struct GatheringWriter<W: Write>(BufWriter<W>);
 
 impl<W: Write> GatheringWriter<W> {

@@ -1,5 +1,5 @@
 //! The meters of a process: scraped as Prometheus text at `/metrics`, and
-//! sent by OTLP where an endpoint is set.
+//! sent over OTLP if an endpoint is set.
 
 use axum::{
     http::{StatusCode, header},
@@ -14,7 +14,7 @@ use tracing::error;
 
 use super::{dropped_lines, resource};
 
-/// Bounds of latency histograms, in seconds. The SDK's own start at 5.
+/// Bounds of latency histograms, in seconds. The SDK's default bounds start at 5.
 pub const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -28,10 +28,10 @@ pub struct Metrics {
 /// Why metrics could not be set up.
 #[derive(Debug, Error)]
 pub enum MetricsError {
-    /// The scraped side.
+    /// The exporter of scraped metrics cannot be built.
     #[error("set up the Prometheus exporter")]
     Prometheus(#[source] opentelemetry_sdk::error::OTelSdkError),
-    /// The sent side.
+    /// The exporter of sent metrics cannot be built.
     #[error("set up the OTLP exporter of metrics")]
     Otlp(#[from] opentelemetry_otlp::ExporterBuildError),
 }
@@ -67,7 +67,7 @@ impl Metrics {
             .build();
     }
 
-    /// Where instruments are made.
+    /// The meter that creates instruments.
     pub fn meter(&self) -> Meter {
         self.provider.meter("coordinator")
     }

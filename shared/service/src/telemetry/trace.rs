@@ -1,4 +1,4 @@
-//! One trace a delivery: the delivery's UUID is the trace id, so Gitea's
+//! One trace per delivery: the delivery's UUID is the trace id, so Gitea's
 //! "Recent deliveries" page leads straight to the trace.
 //!
 //! The context of a trace travels in the journal and in message headers as a
@@ -18,8 +18,8 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
-/// Target of spans that no log line needs the fields of. A span that is kept for
-/// one line costs more than all else about that line, so the log takes no notice of these.
+/// Target of spans whose fields no log line needs. The log ignores these spans, since
+/// keeping a span for one line costs more than everything else about that line.
 pub const TRACES_ONLY: &str = "traces_only";
 
 /// The context of `span`. None where this process exports no traces.
@@ -33,9 +33,9 @@ pub fn exported(span: &Span) -> Option<Traceparent> {
     })
 }
 
-/// The context of `span`, or one made up for the delivery where this process
-/// exports no traces. That one says sampled: a reader that does export
-/// must not be silenced by a writer that does not.
+/// The context of `span`. Where this process exports no traces, it is a new context
+/// for the delivery. The new context is marked as sampled, so that a reader that
+/// exports traces still records its spans.
 pub fn of_delivery(span: &Span, delivery_id: Uuid) -> Traceparent {
     exported(span).unwrap_or_else(|| Traceparent {
         trace_id: delivery_id.as_u128(),
@@ -63,12 +63,12 @@ pub fn make_root(span: &Span, delivery_id: Uuid) {
 /// Makes `span` a child of `parent` in another process, or earlier in this one.
 /// Call it before the span is entered, on a span created with `parent: None`.
 pub fn make_child(span: &Span, parent: &Traceparent) {
-    // Fails where no traces are exported, which is no fault.
+    // Fails where no traces are exported, which is not an error.
     let _ = span.set_parent(Context::new().with_remote_span_context(span_context(parent)));
 }
 
-/// Puts on `span` what every span of a delivery has. For spans that do not
-/// carry it as fields already.
+/// Sets the attributes that every span of a delivery has. For spans that do not
+/// have them as fields already.
 pub fn describe(
     span: &Span,
     delivery_id: &str,
@@ -90,7 +90,7 @@ pub fn describe(
     describe_repository(span, repository);
 }
 
-/// Puts on `span` where it happened, by the names of the semantic conventions.
+/// Sets the attributes of the repository, under the names of the semantic conventions.
 pub fn describe_repository(span: &Span, repository: &Repository) {
     if !is_sampled(span) {
         return;
@@ -104,8 +104,8 @@ pub fn describe_repository(span: &Span, repository: &Repository) {
     }
 }
 
-/// Puts on `span` which message of the stream of events it is about, and what it does with it: the
-/// operation's name and type. To be asked for where [`is_sampled`], as what it takes has its cost.
+/// Sets the attributes of a message of the events stream, and the operation's name and type. Call
+/// it only if [`is_sampled`], since its arguments are costly.
 pub fn describe_message(
     span: &Span,
     (name, kind): (&'static str, &'static str),
@@ -129,14 +129,14 @@ pub fn describe_message(
     }
 }
 
-/// Whether anybody will see the span. Attributes cost more than this question.
+/// Whether the span is exported. This check costs less than setting attributes.
 pub fn is_sampled(span: &Span) -> bool {
     exported(span).is_some_and(|context| context.sampled)
 }
 
 struct ForcedTraceId(TraceId);
 
-/// Takes the trace id that [`make_root`] asks for, else a random one.
+/// Uses the trace id that [`make_root`] sets, else a random one.
 #[derive(Debug, Default)]
 pub struct DeliveryIdGenerator(RandomIdGenerator);
 
@@ -151,9 +151,9 @@ impl IdGenerator for DeliveryIdGenerator {
     }
 }
 
-/// Samples a share of the traces by the low 56 bits of the id, as W3C's
-/// random flag means it: the SDK's own ratio sampler looks at the bits that a
-/// UUID v4 has fixed, and samples all or nothing.
+/// Samples a share of the traces by the low 56 bits of the id, as W3C's random
+/// flag defines it. The SDK's ratio sampler uses bits that are fixed in a UUID
+/// v4, and so samples all or nothing.
 #[derive(Clone, Debug)]
 pub struct RatioSampler {
     below: u64,

@@ -1,4 +1,4 @@
-//! What larger bodies cost ingest.
+//! The cost of larger bodies for ingest.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
 };
 
 const MEASURED: Duration = Duration::from_secs(8);
-/// Bytes of bodies on their way at once: less than `MAX_IN_FLIGHT_BYTES` leaves to large ones.
+/// Bytes of bodies in flight at once: less than `MAX_IN_FLIGHT_BYTES` leaves to large ones.
 const UNDER_WAY: usize = 20_000_000;
 const MOST_CONNECTIONS: usize = 64;
-/// What a recorded delivery has beside the text that is added.
+/// Bytes of a recorded delivery without the text that is added.
 const REST: usize = 7_400;
 
-/// Bytes of a body against accepting.
+/// Measures how fast ingest accepts, by the size of bodies.
 pub async fn curve(exe: &Path) {
     let table = Table::start(
         "Deliveries of so many bytes, the relay at work; the broker takes messages of up to 1 MiB.",
@@ -46,7 +46,7 @@ pub async fn curve(exe: &Path) {
     }
 }
 
-/// Words, so that it packs about as well as people's texts.
+/// A text of words, so that it compresses about as well as people's texts.
 fn text(bytes: usize) -> String {
     let mut random = fastrand::Rng::with_seed(7);
     let mut text = String::with_capacity(bytes + 16);

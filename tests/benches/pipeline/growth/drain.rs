@@ -1,4 +1,4 @@
-//! A backlog being worked off, timed by what comes of it.
+//! The drain of a backlog, timed by the changes and states that result.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,14 +10,14 @@ use tokio::task::JoinHandle;
 
 use crate::backlog;
 
-/// One whose workers are about to start.
+/// A drain whose workers are about to start.
 pub struct Drain {
     js: jetstream::Context,
     started: SystemTime,
     first_change: JoinHandle<SystemTime>,
 }
 
-/// What was seen of it.
+/// Result of a drain.
 pub struct Drained {
     pub start_to_first_change: Duration,
     /// Events a second, from the first change to the last state that was written.
@@ -28,7 +28,7 @@ impl Drain {
     pub async fn start(nats: &Nats) -> Self {
         let client = nats.client().await;
         let mut changes = client.subscribe("gitea.changes.>").await.expect("subscribe");
-        // More than the first would cost the server.
+        // Only the first change: more messages would cost the server.
         changes.unsubscribe_after(1).await.expect("unsubscribe");
         client.flush().await.expect("flush");
         let first_change = tokio::spawn(async move {
@@ -38,7 +38,7 @@ impl Drain {
         Self { js: jetstream::new(client), started: SystemTime::now(), first_change }
     }
 
-    /// Waits until nothing is left of `events` events.
+    /// Waits until none of `events` events is left.
     pub async fn finish(self, events: u64) -> Drained {
         backlog::drained(&self.js).await;
         let first_change = self.first_change.await.expect("no panic");

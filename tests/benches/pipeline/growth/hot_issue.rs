@@ -1,4 +1,4 @@
-//! One issue alone: nothing of it can be done at the same time as something else of it.
+//! One issue alone: its events cannot be handled concurrently.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
 
 const SECONDS: u64 = 8;
 
-/// Deliveries a second to one issue against the time from each to its change.
+/// Measures the time from delivery to change, by deliveries a second to one issue.
 pub async fn curve(exe: &Path) {
     let template = Template::recorded();
     let table = Table::start(
@@ -19,7 +19,7 @@ pub async fn curve(exe: &Path) {
         &["deliveries/s", "p50", "p99"],
     );
     for rate in [10, 100, 500, 1_000] {
-        // One after the other, as their order is what makes them changes.
+        // One after the other, since each is a change only in this order.
         let requests = (0..rate * SECONDS).map(|n| template.request(1, n * 3)).collect();
         let latencies = told::latencies(exe, requests, 1, rate as f64).await;
         table.row(&[

@@ -1,4 +1,4 @@
-//! What more issues cost a worker: each has a state to be read, remembered and written.
+//! The cost of more issues for a worker: each has a state to be read, remembered and written.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ use crate::{
     figures::megabytes,
 };
 
-/// Issues, and the events that are spread over them. Those of one issue take their time.
+/// Number of issues, and of the events that are spread over them. Few issues are slow, so they get
+/// fewer events.
 const ROWS: [(u64, u64); 6] = [
     (1, 10_000),
     (10, 50_000),
@@ -25,7 +26,7 @@ const ROWS: [(u64, u64); 6] = [
     (100_000, 300_000),
 ];
 
-/// Issues against the rate of one worker.
+/// Measures the rate of one worker, by the number of issues.
 pub async fn curve(exe: &Path) {
     let events = Events::recorded(exe).await;
     let table = Table::start(

@@ -1,4 +1,4 @@
-//! What a journal that grows costs ingest: the broker is away, and comes back.
+//! The cost of a growing journal for ingest: the broker is away, and comes back.
 
 use std::{
     path::Path,
@@ -19,10 +19,10 @@ use crate::{
 
 const CONNECTIONS: usize = 64;
 const ISSUES: u64 = 2_000;
-/// How long deliveries are sent to a journal of the size in question.
+/// How long deliveries are sent to a journal of each size.
 const MEASURED: Duration = Duration::from_secs(3);
 
-/// Unpublished bytes against accepting, starting and publishing.
+/// Measures how fast ingest accepts, starts and publishes, by the unpublished bytes.
 pub async fn curve(exe: &Path) {
     let table = Table::start(
         "A journal of so many bytes that nobody has published yet. It grows on while it is measured.",

@@ -1,4 +1,4 @@
-//! What a backlog in the stream costs whoever works it off.
+//! The cost of a backlog in the stream for the worker that drains it.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::{
 
 const ISSUES: u64 = 2_000;
 
-/// Events that wait against the start and the rate of one worker.
+/// Measures the start and the rate of one worker, by the number of waiting events.
 pub async fn curve(exe: &Path) {
     let events = Events::recorded(exe).await;
     let table = Table::start(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// One whose head is printed.
+/// A table whose head is printed.
 pub struct Table;
 
 impl Table {
@@ -16,7 +16,7 @@ impl Table {
     }
 }
 
-/// With a comma before each three digits.
+/// A number with a comma before each three digits.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();

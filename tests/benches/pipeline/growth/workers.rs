@@ -1,4 +1,4 @@
-//! What more workers give and take, and how long others wait when one is replaced.
+//! Gain and cost of more workers, and how long events wait when a worker is replaced.
 
 use std::{path::Path, time::Duration};
 
@@ -16,10 +16,10 @@ use crate::{
 
 const EVENTS: u64 = 100_000;
 const ISSUES: u64 = 2_000;
-/// Lower than the default, which is 30: what a killed worker had in hand waits for it.
+/// Lower than the default of 30: messages that a killed worker had in hand wait for it.
 const ACK_WAIT: [&str; 2] = ["--ack-wait-secs", "5"];
 
-/// Workers against the rate at which they work off one backlog together.
+/// Measures the rate at which workers drain one backlog together, by their number.
 pub async fn curve(exe: &Path) {
     let events = Events::recorded(exe).await;
     let table = Table::start(
@@ -56,8 +56,8 @@ pub async fn curve(exe: &Path) {
     }
 }
 
-/// The longest pause of a partition while one worker is ended and another started. Events come
-/// meanwhile, sooner than they are handled.
+/// The longest pause of a partition while one worker is ended and another started. During this
+/// time events come faster than they are handled.
 async fn pause(
     exe: &Path,
     nats: &Nats,
