@@ -7,10 +7,6 @@ mod local;
 
 pub use local::nats_server;
 
-/// Most of what a delivery costs beside the kernel is allocation.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Crates whose log lines and spans count as the product's own.
 pub(crate) const CRATES: &[&str] = &["contract", "service", "ingest", "worker", "coordinator"];
 

@@ -1,8 +1,13 @@
 //! A text, compressed with LZ4: a third of the bytes to fsync, for a few microseconds.
 
-use bytes::Bytes;
+use std::cell::RefCell;
 
-use crate::large::buffer::{self, SMALL_BYTES};
+use bytes::Bytes;
+use lz4_flex::block::{
+    CompressError, CompressTable, compress_into, compress_into_with_table, get_maximum_output_size,
+};
+
+use crate::large::buffer::{SMALL_BYTES, pages};
 
 /// A compressed text.
 #[derive(Debug)]
@@ -13,24 +18,55 @@ pub(crate) struct Packed {
     pub(super) text_bytes: usize,
 }
 
+thread_local! {
+    /// What packing a small text needs beside it, made once.
+    static PACKING: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
+}
+
 impl Packed {
     pub(crate) fn new(text: &[u8]) -> Self {
-        let large = if text.len() > SMALL_BYTES { packed_in_pages(text) } else { None };
-        let lz4 = large.unwrap_or_else(|| lz4_flex::compress_prepend_size(text).into());
+        let packed = if text.len() <= SMALL_BYTES {
+            PACKING.with_borrow_mut(|(table, room)| packed_in_room(room, table, text))
+        } else {
+            packed_in_pages(text)
+        };
+        let lz4 = packed.unwrap_or_else(|| lz4_flex::compress_prepend_size(text).into());
         Self { lz4, text_bytes: text.len() }
     }
 }
 
-/// A large text, as `compress_prepend_size` does it: room for the worst case costs only what is
-/// written of it.
+/// A small text, packed into no more memory than it then needs.
+fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) -> Option<Bytes> {
+    let most = most_packed(text);
+    if room.len() < most {
+        room.resize(most, 0);
+    }
+    let bytes = pack(text, room, |text, block| compress_into_with_table(text, block, table))?;
+    Some(Bytes::copy_from_slice(&room[..bytes]))
+}
+
+/// A large text: room for the worst case costs only what is written of it.
 fn packed_in_pages(text: &[u8]) -> Option<Bytes> {
-    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
-    let most = length.len() + lz4_flex::block::get_maximum_output_size(text.len());
-    let mut pages = buffer::pages(most).ok()?;
-    let (prefix, block) = pages.split_at_mut(length.len());
-    prefix.copy_from_slice(&length);
-    let bytes = length.len() + lz4_flex::block::compress_into(text, block).ok()?;
+    let mut pages = pages(most_packed(text)).ok()?;
+    let bytes = pack(text, &mut pages, compress_into)?;
     Some(Bytes::from_owner(pages).slice(..bytes))
+}
+
+fn most_packed(text: &[u8]) -> usize {
+    size_of::<u32>() + get_maximum_output_size(text.len())
+}
+
+/// Writes a text's length and what `compress` makes of it, as `compress_prepend_size` does.
+/// Returns how many bytes that are.
+fn pack(
+    text: &[u8],
+    room: &mut [u8],
+    compress: impl FnOnce(&[u8], &mut [u8]) -> Result<usize, CompressError>,
+) -> Option<usize> {
+    let length = u32::try_from(text.len()).ok()?.to_le_bytes();
+    let (prefix, block) = room.split_at_mut(length.len());
+    prefix.copy_from_slice(&length);
+    Some(length.len() + compress(text, block).ok()?)
 }
 
 #[cfg(test)]
