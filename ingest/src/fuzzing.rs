@@ -17,7 +17,8 @@ use sha2::Sha256;
 use crate::{
     delivery::{Delivery, Family},
     gitea::{
-        headers::{ContentType, Headers},
+        content_type::ContentType,
+        headers::Headers,
         payload::{self, IgnoreReason, Parsed, PayloadError},
         signature::{SecretUsed, SignatureError, Verifier},
     },

@@ -4,3 +4,6 @@ pub(crate) mod body;
 mod receiving;
 pub(crate) mod reply;
 pub(crate) mod webhook;
+
+/// Where Gitea posts to.
+pub(crate) const WEBHOOK: &str = "/webhook/gitea";

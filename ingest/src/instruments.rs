@@ -10,7 +10,7 @@ use service::telemetry::metrics::SECONDS;
 
 use crate::{
     gitea::signature::SecretUsed,
-    http::webhook::WEBHOOK,
+    http::WEBHOOK,
     journal::{Journal, Status},
 };
 

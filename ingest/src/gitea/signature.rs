@@ -12,7 +12,7 @@ use sha2::Sha256;
 use strum::IntoStaticStr;
 use thiserror::Error;
 
-use super::headers::ContentType;
+use super::content_type::ContentType;
 
 const X_GITEA_SIGNATURE: &str = "x-gitea-signature";
 const X_HUB_SIGNATURE_256: &str = "x-hub-signature-256";

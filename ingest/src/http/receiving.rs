@@ -13,8 +13,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::{
+    WEBHOOK,
     reply::{Fate, Refusal},
-    webhook::WEBHOOK,
 };
 use crate::{instruments::Instruments, journal::Appending};
 

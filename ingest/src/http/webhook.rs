@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tracing::{Instrument, Span, info_span};
 
 use super::{
+    WEBHOOK,
     body::{Bodies, HeldBody},
     receiving::Receiving,
     reply::{self, Fate, Refusal},
@@ -25,7 +26,8 @@ use super::{
 use crate::{
     delivery::Delivery,
     gitea::{
-        headers::{ContentType, Headers},
+        content_type::ContentType,
+        headers::Headers,
         payload::{self, Parsed},
         signature::Verifier,
     },
@@ -34,9 +36,6 @@ use crate::{
     large::{LARGE_BODY_BYTES, LargeBodies},
     settings::IngestSettings,
 };
-
-/// Where Gitea posts to.
-pub(crate) const WEBHOOK: &str = "/webhook/gitea";
 
 /// What a request needs.
 #[derive(Clone, Debug)]

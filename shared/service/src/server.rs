@@ -89,7 +89,7 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop`. Then goes on for [`STOP_NOTICE`] at most, with `Connection: close` in
+    /// Serves until `stop`. Then goes on for half a second at most, with `Connection: close` in
     /// each answer, so that a client does not send the next request into a closing connection.
     /// Then waits for requests that have begun, for `drain_timeout` at most.
     pub async fn run_until(self, router: Router, stop: CancellationToken, drain_timeout: Duration) {
