@@ -1,33 +1,33 @@
-//! A delivery: one HTTP request of Gitea whose signature is right.
+//! A delivery: one HTTP request of Gitea with a correct signature.
 
 use contract::{event, timestamp::Timestamp};
 use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-/// What a delivery is about, by Gitea's name (`X-Gitea-Event`). The journal keeps it, so that an
-/// entry can be read back by the parser of its family.
+/// Event family, by Gitea's name (`X-Gitea-Event`). The journal stores it, so that an entry can be
+/// parsed again by the parser of its family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Family {
-    /// Every action of an issue.
+    /// All actions on an issue.
     Issues,
 }
 
-/// What is known of a delivery beside its text.
+/// Facts about a delivery, without its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
-    /// Gitea's id for it, or one that was made up here. Also its trace id.
+    /// Gitea's id, or a random one if Gitea's is missing or invalid. It is also the trace id.
     pub(crate) id: Uuid,
     pub(crate) family: Family,
     pub(crate) received_at: Timestamp,
-    /// What the hook hangs on. Newer Gitea only.
+    /// What the webhook is installed on. Newer Gitea only.
     pub(crate) hook: Option<String>,
     /// SHA-256 of the signed JSON text.
     pub(crate) body_sha256: [u8; 32],
 }
 
 impl Delivery {
-    /// As it stands in an event.
+    /// The form of these facts in an event.
     pub(crate) fn in_event(&self) -> event::Delivery {
         event::Delivery {
             id: self.id.to_string(),

@@ -1,7 +1,7 @@
-//! Ways in for the fuzzer in `fuzz/`; part of no other build.
+//! Entry points for the fuzzer in `fuzz/`. They are part of no other build.
 //!
-//! What is right is worked out here a second time, by other means than the
-//! product's where there are any.
+//! The expected results are computed here a second time, where possible by other means than in the
+//! product.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use contract::{
@@ -30,7 +30,7 @@ const GITEA: &str = "x-gitea-signature";
 const HUB: &str = "x-hub-signature-256";
 const PARENT: &str = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
 
-/// A request: lines of headers, an empty line, the body.
+/// Input: header lines, an empty line, the body.
 pub fn verify(data: &[u8]) {
     let end = data.windows(2).position(|two| two == b"\n\n");
     let (head, body) = end.map_or((data, &[][..]), |end| (&data[..end], &data[end + 2..]));
@@ -57,7 +57,8 @@ pub fn verify(data: &[u8]) {
         Ok(used) => assert_eq!(Some(used), right.map(|(_, used)| *used)),
         Err(_) => assert_eq!(right, None),
     }
-    // The length picks the secret, the header and the digit that is spoilt: each takes its time.
+    // The length selects the secret, the header and the digit to corrupt, because each variant
+    // takes time.
     let (secret, used) = SECRETS[data.len() & 1];
     let (name, prefix) = [(GITEA, ""), (HUB, "sha256=")][data.len() >> 1 & 1];
     headers.remove(GITEA);
@@ -71,7 +72,7 @@ pub fn verify(data: &[u8]) {
     assert_eq!(decide(&headers).err(), Some(SignatureError::Mismatch));
 }
 
-/// The JSON text of an issue event.
+/// Input: the JSON text of an issue event.
 pub fn parse(data: &[u8]) {
     check_parsed(payload::read(data, &delivery()), data);
 }
@@ -99,7 +100,7 @@ fn headers(head: &[u8]) -> HeaderMap {
     headers
 }
 
-/// The 64 digits that the headers claim, in lower case.
+/// The 64 signature digits from the headers, in lower case.
 fn claimed(headers: &HeaderMap) -> Option<String> {
     let (name, prefix) = if headers.contains_key(GITEA) { (GITEA, "") } else { (HUB, "sha256=") };
     let values: Vec<_> = headers.get_all(name).iter().collect();
@@ -113,7 +114,7 @@ fn first_payload(body: &[u8]) -> Vec<u8> {
         let mut parts = pair.splitn(2, |byte| *byte == b'=');
         let name = parts.next().unwrap_or_default();
         if decoded(name) == b"payload" {
-            // The parser of forms decodes UTF-8 without fail, as the URL standard has it.
+            // The form parser replaces invalid UTF-8 and never fails, as the URL standard requires.
             let value = decoded(parts.next().unwrap_or_default());
             return String::from_utf8_lossy(&value).into_owned().into_bytes();
         }
@@ -162,7 +163,7 @@ fn check_parsed(parsed: Result<Parsed, PayloadError>, text: &[u8]) {
     }
 }
 
-/// The event says what any other reader of JSON finds in the text.
+/// Checks the event against what another JSON parser finds in the text.
 fn check_says_the_same(event: &IssueEvent, text: &[u8]) {
     assert!(event.issue.id > 0 && event.issue.number > 0 && event.repository.id > 0);
     let repository = &event.repository;
@@ -170,7 +171,7 @@ fn check_says_the_same(event: &IssueEvent, text: &[u8]) {
     for name in names.chain(event.issue.assignees.iter().map(|user| &user.login)) {
         assert!((1..=255).contains(&name.len()));
     }
-    // It gives up where fields that do not matter here are too deep or out of range.
+    // `Value` cannot be parsed where fields that do not matter here are too deep or out of range.
     let Ok(value) = serde_json::from_slice::<Value>(text) else { return };
     let (issue, repository) = (&value["issue"], &value["repository"]);
     let no_users = Vec::new();
@@ -192,7 +193,7 @@ fn check_is_published(event: &IssueEvent) {
     for (_, value) in &envelope.headers.0 {
         assert!(value.bytes().all(|b| (b' '..=b'~').contains(&b)), "{value:?}");
     }
-    // A number in Gitea's own `changes` may lose its last digit on each way.
+    // A number in Gitea's own `changes` may lose its last digit in each conversion.
     let without_changes = |event: &IssueEvent| IssueEvent { changes: None, ..event.clone() };
     let back = envelope::read_event(&envelope.payload).expect("own payload");
     assert_eq!(without_changes(&back), without_changes(event));

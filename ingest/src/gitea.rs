@@ -1,4 +1,4 @@
-//! What Gitea sends, and nothing of how it is answered: headers, signature, payload.
+//! What Gitea sends: headers, signature and payload. The answers are not part of this module.
 
 pub(crate) mod content_type;
 pub(crate) mod headers;

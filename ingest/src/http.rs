@@ -1,9 +1,9 @@
-//! The webhook over HTTP: a request from its head to its answer.
+//! The webhook's HTTP endpoint.
 
 pub(crate) mod body;
 mod receiving;
 pub(crate) mod reply;
 pub(crate) mod webhook;
 
-/// Where Gitea posts to.
+/// Path that Gitea posts deliveries to.
 pub(crate) const WEBHOOK: &str = "/webhook/gitea";

@@ -1,4 +1,4 @@
-//! What ingest counts and times.
+//! Metrics of ingest.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
     journal::{Journal, Status},
 };
 
-/// Outcomes that alerts and dashboards ask for.
+/// Outcomes that alerts and dashboards query.
 const WATCHED_OUTCOMES: [&str; 11] = [
     "accepted",
     "duplicate",
@@ -41,7 +41,7 @@ pub(crate) struct Instruments {
 }
 
 impl Instruments {
-    /// `journal_limit` is the size, in bytes, at which nothing more is taken.
+    /// `journal_limit` is the size, in bytes, at which new deliveries are refused.
     pub(crate) fn new(meter: &Meter, journal: &Journal, journal_limit: u64) -> Self {
         observe_journal(meter, journal.status());
         meter
@@ -84,7 +84,7 @@ impl Instruments {
                 "Attempts to publish that failed and were repeated",
             ),
         };
-        // A series that begins at its first increment hides that one from `increase()`.
+        // `increase()` misses the first increment of a series that does not begin at zero.
         for outcome in WATCHED_OUTCOMES {
             instruments.deliveries.add(0, &[KeyValue::new("outcome", outcome)]);
         }
@@ -111,7 +111,7 @@ impl Instruments {
         self.signatures.add(1, &[KeyValue::new("secret", <&str>::from(secret))]);
     }
 
-    /// `known`: the broker had it already.
+    /// `known`: the broker had already stored the message.
     pub(crate) fn published(&self, known: bool, seconds: Option<f64>) {
         let attributes =
             [KeyValue::new("messaging.system", "nats"), KeyValue::new("duplicate", known)];

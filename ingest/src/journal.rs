@@ -1,9 +1,9 @@
-//! The journal: every verified delivery, durable before it is answered.
+//! The journal: every verified delivery is durable before it is answered.
 //!
-//! SQLite in WAL mode with `synchronous=FULL`, so a commit is an fsync. One
-//! thread writes, and commits all that waits in one transaction (group
-//! commit). Published entries stay for a while, since the relay offers them
-//! again after a reconnect; [`window`] says which and for how long.
+//! SQLite runs in WAL mode with `synchronous=FULL`, so every commit is an fsync. One thread writes,
+//! and commits all waiting deliveries in one transaction (group commit). Published entries stay for
+//! a while, because the relay offers them again after a reconnect. [`window`] defines which entries
+//! stay and for how long.
 
 mod known_ids;
 mod packed;
@@ -49,54 +49,55 @@ use self::{
 const FILE: &str = "journal.db";
 /// Name of the writer's thread.
 pub(crate) const WRITER: &str = "the journal's writer";
-/// Deliveries that may wait for the writer; their bodies are bounded by `MAX_IN_FLIGHT_BYTES`.
+/// Deliveries that may wait for the writer. `MAX_IN_FLIGHT_BYTES` bounds the memory of their
+/// bodies.
 const QUEUE: usize = 16 * 1024;
 
-/// Where deliveries are kept, and how many.
+/// Location and limits of the journal.
 #[derive(Clone, Debug)]
 pub struct JournalSettings {
-    /// Directory; created if it is not there.
+    /// Directory. It is created if it is missing.
     pub dir: PathBuf,
-    /// Size at which nothing more is taken.
+    /// Size in bytes at which new deliveries are refused.
     pub max_bytes: u64,
-    /// How long published entries stay, and are offered again.
+    /// How long published entries stay and may be offered again.
     pub retention: Duration,
-    /// Size above which published entries go earlier.
+    /// Size in bytes above which published entries are cleared before the retention ends.
     pub retention_bytes: u64,
 }
 
 /// Which operation on the journal failed.
 #[derive(Debug, Error)]
 pub enum JournalError {
-    /// The directory.
+    /// The directory cannot be created.
     #[error("create the directory")]
     Directory(#[source] std::io::Error),
-    /// Another process has it.
+    /// Another process has locked the directory.
     #[error("another instance uses this directory")]
     InUse,
-    /// The lock file.
+    /// The lock file cannot be created or locked.
     #[error("lock the directory")]
     Lock(#[source] std::io::Error),
-    /// A newer program made it.
+    /// A newer version of this program wrote the file.
     #[error("the journal has schema {found}, this program knows up to {known}")]
     NewerSchema {
-        /// What the file says.
+        /// Schema version of the file.
         found: i64,
-        /// What this program knows.
+        /// Newest schema version that this program knows.
         known: i64,
     },
-    /// SQLite.
+    /// A SQLite operation failed.
     #[error("{0}")]
     Sqlite(&'static str, #[source] rusqlite::Error),
-    /// A newer program wrote an entry of a family that this one cannot read.
+    /// A newer version of this program wrote an entry of a family that this version cannot read.
     #[error("an entry is of the family {0:?}, which this program does not know")]
     Family(String),
-    /// A thread of its own, or one to read on.
+    /// The writer's thread cannot be started, or a blocking task panicked.
     #[error("start a thread")]
     Thread(#[source] std::io::Error),
 }
 
-/// Why the writer did not do what it was asked for. It has logged the cause.
+/// Why a command to the writer failed. The writer logs the cause if the journal cannot be written.
 #[derive(Clone, Copy, Debug, Error, IntoStaticStr, PartialEq, Eq)]
 pub(crate) enum AppendError {
     #[strum(serialize = "journal_full")]
@@ -113,28 +114,28 @@ pub(crate) enum AppendError {
     IdReused,
 }
 
-/// What the journal did with a delivery.
+/// Whether an append added a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
     New,
-    /// It was there already, under the same id.
+    /// The journal already held it, under the same id.
     Before,
 }
 
-/// A delivery to be kept.
+/// A delivery to be appended.
 #[derive(Debug)]
 pub(crate) struct NewEntry {
     pub(crate) delivery: Delivery,
     pub(crate) traceparent: Traceparent,
-    /// The signed JSON text, packed.
+    /// The signed JSON text, compressed.
     pub(crate) packed: Packed,
-    /// What it says; the relay publishes it.
+    /// The parsed event. The relay publishes it.
     pub(crate) event: Box<IssueEvent>,
-    /// The share of memory that it takes, until it is on disk.
+    /// Permits of the memory limit for bodies. They are released once the entry is on disk.
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
 
-/// A delivery that waits to be on disk. It is kept whoever still waits for it.
+/// Resolves once the delivery is on disk. Dropping it does not cancel the append.
 #[derive(Debug)]
 pub(crate) struct Appending(oneshot::Receiver<Result<Kept, AppendError>>);
 
@@ -146,7 +147,7 @@ impl Future for Appending {
     }
 }
 
-/// A handle on the journal; clones share it.
+/// A handle on the journal. Clones share the journal.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     commands: SyncSender<Command>,
@@ -173,7 +174,8 @@ impl Journal {
         Ok(Self { commands, status, window, committed, tail, file, retention })
     }
 
-    /// Keeps a delivery. What this returns is done once the delivery is on disk.
+    /// Queues a delivery for the next commit. The returned future resolves once the delivery is on
+    /// disk.
     pub(crate) fn append(&self, entry: NewEntry) -> Result<Appending, AppendError> {
         let (reply, kept) = oneshot::channel();
         let append = Command::Append(Box::new(Waiting { entry, reply }));
@@ -184,8 +186,8 @@ impl Journal {
         }
     }
 
-    /// Sets aside an entry that the broker refuses for good. Until this succeeds the entry is
-    /// not settled.
+    /// Sets aside an entry that the broker refuses permanently. The entry is not settled until this
+    /// succeeds.
     pub(crate) async fn set_aside(
         &self,
         seq: i64,
@@ -197,27 +199,28 @@ impl Journal {
         done.await.unwrap_or(Err(AppendError::Unwritable))
     }
 
-    /// Writes the low-water mark and clears what is old enough.
+    /// Writes the low-water mark and clears old entries.
     pub(crate) async fn upkeep(&self) -> Result<(), AppendError> {
         let (reply, done) = oneshot::channel();
         self.command(Command::Upkeep { reply }).await?;
         done.await.unwrap_or(Err(AppendError::Unwritable))
     }
 
-    /// Commits what waits, closes the file and frees its directory.
+    /// Commits all waiting commands, closes the file and unlocks its directory.
     pub(crate) async fn close(&self) {
-        // If the writer is gone there is nothing to close.
+        // On an error the writer has already ended, so there is nothing to close.
         let _ = self.command(Command::Close).await;
     }
 
-    /// The queue may be full, and a command must not be lost.
+    /// Waits while the queue is full, because a command must not be lost.
     async fn command(&self, command: Command) -> Result<(), AppendError> {
         let commands = self.commands.clone();
         let sent = tokio::task::spawn_blocking(move || commands.send(command).is_ok()).await;
         if sent.unwrap_or(false) { Ok(()) } else { Err(AppendError::Unwritable) }
     }
 
-    /// Sequence of the last committed entry; wakes its reader at each commit.
+    /// Sequence of the last committed entry. The receiver is notified at each commit of new
+    /// entries.
     pub(crate) fn committed(&self) -> watch::Receiver<i64> {
         self.committed.clone()
     }
@@ -230,14 +233,14 @@ impl Journal {
         &self.window
     }
 
-    /// A reader of its own, which does not hold up the writer.
+    /// Opens a reader with its own connection, which does not block the writer.
     pub(crate) async fn reader(&self) -> Result<JournalReader, JournalError> {
         let (file, tail, retention) = (self.file.clone(), Arc::clone(&self.tail), self.retention);
         blocking(move || JournalReader::open(&file, tail, retention)).await
     }
 }
 
-/// Does work that blocks on a thread that may.
+/// Runs blocking work on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
 ) -> Result<T, JournalError> {

@@ -1,5 +1,5 @@
-//! Work on large bodies, one at a time, on a thread that gives way to all others: it needs
-//! no secret to send many, and they must not take the processors from the small ones.
+//! Processes large bodies one at a time, on a thread with low priority. A sender without the secret
+//! can send many large bodies, and they must not take the processors from the small ones.
 
 pub(crate) mod buffer;
 
@@ -12,43 +12,45 @@ use std::{
 use service::tasks::Tasks;
 use tokio::sync::oneshot;
 
-/// Size from which a body is worked on here: a megabyte takes a millisecond or more.
+/// Size from which a body is processed here. A megabyte takes a millisecond or more.
 pub(crate) const LARGE_BODY_BYTES: usize = 256 * 1024;
-/// The thread's nice value: a tenth of what others get where all want a processor, so that
-/// the largest body is done within Gitea's 5 seconds (`DELIVER_TIMEOUT`) on a busy machine too.
+/// The thread's nice value. Under contention the thread gets a tenth of the processor time of
+/// another thread. So the largest body is done within Gitea's 5 seconds (`DELIVER_TIMEOUT`), even
+/// on a busy machine.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The thread's queue. What waits in it is bounded by the memory that bodies may take.
+/// The thread's queue. The memory limit for bodies bounds its length.
 #[derive(Clone, Debug)]
 pub(crate) struct LargeBodies {
     queue: Sender<Work>,
 }
 
 impl LargeBodies {
-    /// Starts the thread, which ends with the last clone of the queue.
+    /// Starts the thread. It ends when the last clone of the queue is dropped.
     pub(crate) fn start(tasks: &mut Tasks) -> io::Result<Self> {
         let (queue, waiting) = channel::<Work>();
         tasks.spawn_thread("the thread for large bodies", move || {
             give_way();
             for work in waiting {
-                // A panic over one body is logged; who waits for the work sees its reply dropped.
+                // A panic is logged and ends only this work. The caller sees that its reply was
+                // dropped.
                 let _ = catch_unwind(AssertUnwindSafe(work));
             }
         })?;
         Ok(Self { queue })
     }
 
-    /// Does `work` when its turn has come. None if it panicked.
+    /// Runs `work` on the thread, in order. None if it panicked.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (reply, done) = oneshot::channel();
         let work = move || {
-            // Nobody waits for it any more where the connection has broken off.
+            // If the connection was closed, no caller waits for the result, so the work is skipped.
             if !reply.is_closed() {
                 let _ = reply.send(work());
             }
@@ -58,7 +60,7 @@ impl LargeBodies {
     }
 }
 
-/// Lowers the priority of this thread, which on Linux is a thread's own (sched(7)).
+/// Lowers the priority of this thread only. On Linux each thread has its own priority (sched(7)).
 #[cfg(target_os = "linux")]
 fn give_way() {
     use rustix::process::{getpriority_process, setpriority_process};

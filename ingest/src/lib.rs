@@ -1,9 +1,9 @@
-//! Ingest: takes Gitea's webhooks, keeps each one durably before it answers
-//! 200, and publishes them as typed events.
+//! Ingest: receives Gitea's webhooks, stores each one durably before it answers 200, and publishes
+//! them as typed events.
 //!
-//! A delivery goes through `http` (request and answer), `gitea` (headers,
-//! signature, payload) and `journal`, which is when it is answered; then
-//! through `relay` to the broker.
+//! A delivery passes through `http` (request and answer), `gitea` (headers, signature, payload) and
+//! `journal`. It is answered once the journal has committed it. Then `relay` publishes it to the
+//! broker.
 
 mod delivery;
 #[cfg(fuzzing)]
@@ -44,7 +44,7 @@ use crate::{
 const WEBHOOK: &str = "the webhook's listener";
 const RELAY: &str = "the relay";
 
-/// The role of ingest, started.
+/// The running role of ingest.
 pub struct Ingest {
     address: SocketAddr,
     tasks: Tasks,
@@ -55,11 +55,12 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Opens the journal, binds the port and starts all tasks. The broker may
-    /// be down: deliveries are kept all the same.
+    /// Opens the journal, binds the port and starts all tasks. The broker may be down, because
+    /// deliveries go to the journal first.
     ///
     /// # Errors
-    /// The step that failed: the port, the journal, the thread for large bodies, the broker's files.
+    /// The step that failed: the port, the journal, the thread for large bodies, or the broker's
+    /// files.
     pub async fn start(settings: &IngestSettings, host: &Host) -> Result<Self> {
         let bound = Server::bind(settings.address, settings.limits.clone()).await;
         let server = role::listen("PORT", bound, || settings.address)?;
@@ -108,11 +109,12 @@ impl Role for Ingest {
         Box::pin(self.tasks.one_ended())
     }
 
-    /// Answers what has begun, publishes what is kept for as long as the drain may last, and
-    /// closes the journal. What is not published by then stays in it for the next start.
+    /// Answers the requests under way, publishes journaled entries until the drain timeout, and
+    /// closes the journal. Entries that are not published by then stay in the journal for the next
+    /// start.
     fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
-            // Each part is stopped whatever became of the one before it.
+            // Each part is stopped even if the one before it failed.
             let webhook = self.tasks.finish(WEBHOOK, 2 * self.drain_timeout).await;
             self.stop_relay.cancel();
             let relay = self.tasks.finish(RELAY, self.drain_timeout).await;
@@ -131,7 +133,8 @@ impl Role for Ingest {
     }
 }
 
-/// Ready means that deliveries can be kept. A broker that is away is reported, but is no reason for 503.
+/// Ready means that deliveries can be journaled. A disconnected broker is reported, but does not
+/// cause a 503.
 fn health(journal: Journal, broker: Broker) -> HealthCheck {
     Arc::new(move || {
         let journal = journal.status();

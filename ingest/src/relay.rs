@@ -1,11 +1,10 @@
-//! From the journal to the broker: every entry, in order per issue, until the
-//! broker has confirmed it.
+//! Relay: publishes every journal entry to the broker, in order per issue, until the broker has
+//! confirmed it.
 //!
-//! A confirmation (PubAck) is not an fsync on the broker's side, so after
-//! every start and reconnect all that the journal still holds is offered
-//! again under the same message ids; the stream drops what it has. What is under
-//! way then waits for its turn among them: if the stream did lose something,
-//! it would overtake what is put back.
+//! A confirmation (PubAck) is not an fsync on the broker. So after every start and reconnect, the
+//! relay offers all entries of the journal again under the same message ids, and the stream drops
+//! duplicates. Entries that were under way wait for their turn in this order. Otherwise, if the
+//! stream did lose entries, a later entry would be stored before an earlier one.
 
 mod lanes;
 mod publish;
@@ -36,14 +35,14 @@ use crate::{
 const READ_ENTRIES: usize = 256;
 /// Bytes of text read at once.
 const READ_BYTES: usize = 2 * 1024 * 1024;
-/// Entries in memory, waiting or under way: 8 MB of usual deliveries.
+/// Entries in memory, waiting or under way: 8 MB of typical deliveries.
 const WINDOW_ENTRIES: usize = 1024;
-/// Bytes of text in memory above which nothing more is read.
+/// Bytes of text in memory above which no more entries are read.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// Waits before a journal that cannot be read or written is tried again.
+/// Pauses before a failed read or write of the journal is retried.
 const JOURNAL_PAUSE: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 
-/// Publishes what the journal holds.
+/// Publishes the entries of the journal.
 pub(crate) struct Relay {
     journal: Journal,
     broker: Broker,
@@ -62,7 +61,7 @@ impl Relay {
         Self { journal, broker, publisher }
     }
 
-    /// Runs until `stop`, and then on until all is published or its caller loses patience.
+    /// Runs until `stop`, and then until all entries are published or the caller gives up.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut pause = JOURNAL_PAUSE;
         while let Err(error) = self.relay(&stop).await {
@@ -98,8 +97,8 @@ impl Relay {
         }
     }
 
-    /// Offers what the journal holds, but for what the broker may have forgotten that it has,
-    /// for as long as the session lasts.
+    /// Offers the entries of the journal for as long as the session lasts. It skips entries whose
+    /// message ids the broker may have forgotten.
     async fn offer_all(
         &self,
         reader: JournalReader,
@@ -118,8 +117,8 @@ impl Relay {
         let (mut unread, mut last) = (true, 0);
         loop {
             if unread {
-                // Once all that was committed is read, a look at the disk would only hold up
-                // what is under way.
+                // Once all committed entries are read, another read from disk would only delay the
+                // entries under way.
                 last = *committed.borrow_and_update();
                 unread = cursor < last;
             }
@@ -155,7 +154,7 @@ impl Relay {
         }
     }
 
-    /// Settles an entry. False if the session ended before; the entry is offered again.
+    /// Settles an entry. Returns false if the session ended first. The entry is then offered again.
     async fn publish(&self, mut offer: Offer, session: &Session) -> (Offer, bool) {
         let settled = match self.publisher.publish(&mut offer, session).await {
             Published::Confirmed | Published::Expired => true,
@@ -168,8 +167,8 @@ impl Relay {
         (offer, settled)
     }
 
-    /// Keeps an entry that the broker refuses for good out of the way, for ever. It counts as
-    /// unsettled until the journal has noted it.
+    /// Sets aside an entry that the broker refuses permanently. The entry counts as unsettled until
+    /// the journal has recorded this.
     async fn set_aside(&self, entry: &Entry, reason: String) {
         let (id, seq, mut pause) = (entry.delivery.id, entry.seq, JOURNAL_PAUSE);
         let trace_id = trace_id_text(id);
@@ -180,16 +179,16 @@ impl Relay {
     }
 }
 
-/// Why offering came to an end.
+/// Why offering ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
-    /// The connection is gone, and nothing is under way any more.
+    /// The connection is lost, and no entry is under way.
     Session,
-    /// Told to stop, and all is published.
+    /// `stop` is cancelled, and all entries are published.
     NothingLeft,
 }
 
-/// The next entries; those that are not in memory are read on a thread that may block.
+/// The next entries. Entries that are not in memory are read on a thread that may block.
 async fn read(
     reader: JournalReader,
     after: i64,

@@ -58,10 +58,10 @@ service::settings! {
     }
 }
 
-/// Settings of ingest, checked.
+/// Checked settings of ingest.
 #[derive(Clone, Debug)]
 pub struct IngestSettings {
-    /// What every role has.
+    /// Settings that all roles share.
     pub common: CommonSettings,
     /// Where the webhook listens; port 0 lets the system choose.
     pub address: SocketAddr,
@@ -69,16 +69,16 @@ pub struct IngestSettings {
     pub secret: Secret,
     /// The former secret, during a rotation.
     pub previous_secret: Option<Secret>,
-    /// What clients may use up.
+    /// Limits on clients.
     pub limits: Limits,
-    /// What bodies may use up.
+    /// Limits on request bodies.
     pub bodies: BodySettings,
-    /// Where deliveries are kept, and how many.
+    /// Location and limits of the journal.
     pub journal: JournalSettings,
 }
 
 impl IngestArgs {
-    /// Checks the settings and notes in `problems` what is wrong.
+    /// Checks the settings and adds every error to `problems`.
     pub fn settings(&self, common: CommonSettings, problems: &mut Problems) -> IngestSettings {
         let own = self.check(problems);
         if own.gitea_webhook_secret.is_none() && own.gitea_webhook_secret_file.is_none() {

@@ -1,4 +1,4 @@
-//! The job of the journal: writes the low-water mark, and clears what is old.
+//! The journal's upkeep job: writes the low-water mark and clears old entries.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use service::jobs::Job;
 
 use crate::journal::{AppendError, Journal};
 
-/// How often, also while the journal cannot be written: this is what finds out that it can again.
+/// Also runs while the journal cannot be written, because its write shows when the journal is
+/// writable again.
 pub(crate) const UPKEEP: Job = Job {
     name: "journal_upkeep",
     interval: Duration::from_secs(1),

@@ -135,6 +135,23 @@ async fn what_a_stream_never_takes_is_cut_or_set_aside_and_stops_nothing() {
     assert_eq!(events.len(), 41);
     assert!(events.iter().all(|event| event.cut == (event.issue.number == 1)));
     ingest.process.line_with("4000 bytes").await;
+
+    // A limit that comes later is heard of by the refusal.
+    let config = stream::Config {
+        max_message_size: 3000,
+        ..js.get_stream(names::EVENTS).await.expect("the stream").cached_info().config.clone()
+    };
+    js.update_stream(config).await.expect("a lower limit");
+    let mut long = Issue::new(1, 50);
+    long.body = "x".repeat(2200);
+    ingest.accepts(&long.delivery("opened")).await;
+    ingest.accepts(&crowd(51, 2000).delivery("assigned")).await;
+    ingest.shows("coordinator_journal_set_aside", 2.0).await;
+    ingest.shows("coordinator_journal_depth", 0.0).await;
+    let events = bus::events(&js).await;
+    let late: Vec<_> =
+        events.iter().filter(|e| e.issue.number >= 50).map(|e| (e.issue.number, e.cut)).collect();
+    assert_eq!(late, [(50, true)], "{}", ingest.process.output());
 }
 
 #[tokio::test]

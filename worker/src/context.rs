@@ -1,4 +1,4 @@
-//! What all partitions of one worker share.
+//! State that all partitions of one worker share.
 
 use std::{
     sync::{
@@ -17,7 +17,8 @@ use tokio::sync::Mutex;
 
 use crate::{instruments::Instruments, settings::WorkerSettings};
 
-/// How long what was found on the broker, or that nothing was, is trusted while partitions start over.
+/// How long the result of a look-up on the broker is reused while partitions start over. A failure
+/// is reused too.
 const TRUST: Duration = Duration::from_secs(1);
 
 /// The worker's connection, settings and instruments.
@@ -29,12 +30,12 @@ pub(crate) struct Context {
     pub(crate) max_attempts: u64,
     pub(crate) instruments: Instruments,
     streams: StreamsSettings,
-    /// With the number of its session, and since when.
+    /// Result of the last look-up, with its session number and its time.
     found: Mutex<Option<(u64, Instant, LookUp)>>,
     consuming: AtomicUsize,
 }
 
-/// Shared by all partitions that asked at once.
+/// All partitions that look up at the same time share one result.
 type LookUp = Result<Found, Arc<StreamsError>>;
 
 #[derive(Clone, Debug)]
@@ -57,9 +58,9 @@ impl Context {
         }
     }
 
-    /// Creates what a partition needs where it is not there, and returns the
-    /// bucket of states. 64 partitions start at once, so the streams are looked
-    /// for once for all of them.
+    /// Creates the streams, the bucket of states and the consumer of a partition if they are
+    /// missing. Returns the bucket. 64 partitions start at once, so one look-up of the streams
+    /// serves all of them.
     pub(crate) async fn prepare(
         &self,
         session: &Session,
@@ -70,7 +71,7 @@ impl Context {
         Ok(found.states)
     }
 
-    /// A failure too is had once for all: 64 timeouts one after the other would be minutes.
+    /// A failure is shared too, because 64 timeouts one after the other would take minutes.
     async fn found(&self, session: &Session) -> LookUp {
         let mut kept = self.found.lock().await;
         if let Some((number, since, found)) = kept.as_ref()
@@ -100,7 +101,7 @@ impl Context {
         ConsumingGuard(&self.consuming)
     }
 
-    /// Partitions that are being consumed right now.
+    /// Number of partitions that are being consumed.
     pub(crate) fn partitions_consumed(&self) -> usize {
         self.consuming.load(Ordering::Relaxed)
     }

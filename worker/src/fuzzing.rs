@@ -1,14 +1,14 @@
-//! Ways in for the fuzzer in `fuzz/`; part of no other build.
+//! Entry points for the fuzzer in `fuzz/`. They are part of no other build.
 
 use crate::issue::{
     diff::laws::{self, Sketch},
     state::IssueState,
 };
 
-/// Most events of a story: more find nothing that fewer do not.
+/// Most events of a story. Longer stories find nothing that shorter ones do not.
 const MAX_EVENTS: usize = 600;
 
-/// The story of an issue, three bytes for each event.
+/// Input: the events of one issue, three bytes each.
 pub fn diff(data: &[u8]) {
     let (events, _) = data.as_chunks::<3>();
     let events: Vec<_> =
@@ -16,7 +16,7 @@ pub fn diff(data: &[u8]) {
     laws::check_end(&events, laws::story(&events).state.as_ref());
 }
 
-/// A state as it may stand in the bucket, and events that meet it.
+/// Input: a state as the bucket may hold it. Several events are judged against it.
 pub fn issue_state(data: &[u8]) {
     let Ok(state) = serde_json::from_slice::<IssueState>(data) else { return };
     let json = serde_json::to_vec(&state).expect("a state is written");

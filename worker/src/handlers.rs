@@ -1,7 +1,7 @@
-//! What is done about a change: it is published, for agents and bots.
+//! Handles a change: it is published, for agents and bots.
 //!
-//! A handler may run again for the same change, after a crash or a failed
-//! attempt, so what it does must bear repetition.
+//! A handler may run again for the same change, after a crash or a failed attempt. So a handler
+//! must be idempotent.
 
 use contract::{change::Change, envelope::Envelope, names};
 use service::{
@@ -13,15 +13,15 @@ use uuid::Uuid;
 
 use crate::{context::Context, step::outcome::Outcome};
 
-/// What a handler can use.
+/// Resources of a handler.
 pub(crate) struct HandlerContext<'a> {
     pub(crate) worker: &'a Context,
     pub(crate) session: &'a Session,
     pub(crate) delivery_id: Uuid,
 }
 
-/// Handles `changes` in order. Returns how many were handled and, unless it
-/// was all of them, how the first failure is to be settled.
+/// Handles `changes` in order. Returns how many were handled, and the outcome of the first failure
+/// if there was one.
 pub(crate) async fn handle_all(
     context: &HandlerContext<'_>,
     changes: &[Change],
@@ -49,14 +49,14 @@ pub(crate) async fn handle_all(
     (changes.len(), Outcome::Done)
 }
 
-/// The handler of every kind of change. A kind that needs more gets its arm here.
+/// The handler of every kind of change. A kind that needs more gets a match arm here.
 async fn handle(context: &HandlerContext<'_>, change: &Change) -> Outcome {
     debug!(kind = %change.kind, added = ?change.added, removed = ?change.removed, "handling");
     publish(context, change).await
 }
 
-/// Publishes a change and waits until the broker has it. The same change
-/// again has the same message id, and is stored once.
+/// Publishes a change and waits for the broker's confirmation. A repeated change has the same
+/// message id, so the broker stores it once.
 async fn publish(context: &HandlerContext<'_>, change: &Change) -> Outcome {
     let traceparent = trace::of_delivery(&Span::current(), context.delivery_id);
     let envelope = match Envelope::of_change(change, &context.worker.source, &traceparent) {

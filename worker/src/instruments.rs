@@ -1,4 +1,4 @@
-//! What the worker counts and times.
+//! Metrics of the worker.
 
 use std::{
     sync::{
@@ -63,7 +63,7 @@ impl Instruments {
             ),
             lag,
         };
-        // A series that begins at its first increment hides that one from `increase()`.
+        // `increase()` misses the first increment of a series that does not begin at zero.
         instruments.redeliveries.add(0, &[]);
         for reason in Reason::ALL {
             instruments.dead_letters.add(0, &[KeyValue::new("reason", reason.as_str())]);

@@ -1,4 +1,4 @@
-//! What is known of an issue, and what follows from an event.
+//! The known state of an issue, and the changes that follow from an event.
 
 pub(crate) mod diff;
 pub(crate) mod state;

@@ -1,7 +1,7 @@
-//! The job of the lag: how far the workers are behind, asked of the broker.
+//! The lag job: asks the broker how far the workers are behind.
 //!
-//! Pending and in hand, summed over the partitions; the ack floor of a
-//! consumer is no measure of it.
+//! The lag is the number of messages pending and in hand, summed over the partitions. The ack floor
+//! of a consumer does not measure it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use crate::context::Context;
 
-/// Each run costs the server some milliseconds for 64 consumers. At the start they are not there yet.
+/// Each run costs the server some milliseconds for 64 consumers. At the start the consumers do not
+/// exist yet.
 pub(crate) const LAG: Job = Job {
     name: "lag",
     interval: Duration::from_secs(10),
@@ -21,7 +22,7 @@ pub(crate) const LAG: Job = Job {
     waits_at_first: false,
 };
 
-/// Why the lag is not known.
+/// Why the lag is unknown.
 #[derive(Debug, Error)]
 pub(crate) enum LagError {
     #[error("there is no connection")]

@@ -1,8 +1,8 @@
-//! Worker: compares each event with what subscribers were told of the issue
-//! before, publishes the difference, and settles the message.
+//! Worker: compares each event with the published state of its issue, publishes the difference, and
+//! settles the message.
 //!
-//! A message comes in through `partition`, goes through `step` (with `issue` and
-//! `handlers`) and is settled there, or parked as a dead letter.
+//! A message comes from `partition` and passes through `step`, which uses `issue` and `handlers`.
+//! `step` settles the message, or parks it as a dead letter.
 
 mod context;
 #[cfg(fuzzing)]
@@ -33,12 +33,12 @@ use crate::{
     context::Context, instruments::Instruments, partition::consume, settings::WorkerSettings,
 };
 
-/// How long the last acks may take to leave.
+/// How long to wait until the last acks are sent.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 const CONSUMERS: &str = "the consumers";
 
-/// The role of a worker, started.
+/// The running role of a worker.
 pub struct Worker {
     tasks: Tasks,
     context: Arc<Context>,
@@ -78,13 +78,14 @@ impl Role for Worker {
         Box::pin(self.tasks.one_ended())
     }
 
-    /// Finishes and settles what is in hand.
+    /// Finishes and settles the messages in hand.
     fn drain(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
             if !self.tasks.finish(CONSUMERS, self.drain_timeout).await? {
                 warn!("a handler did not finish in time; its message comes again elsewhere");
             }
-            // Acks are written by the client's own task. Without a connection there is nothing to wait for.
+            // The client's own task writes the acks. Without a connection there is nothing to wait
+            // for.
             if let Some(session) = self.context.broker.session() {
                 let _ = tokio::time::timeout(FLUSH_TIMEOUT, session.client.flush()).await;
             }
@@ -94,7 +95,8 @@ impl Role for Worker {
     }
 }
 
-/// Ready while all partitions are consumed. Otherwise degraded: a restart does not bring the broker back.
+/// Ready while all partitions are consumed. Otherwise degraded, because a restart does not bring
+/// the broker back.
 fn health(context: &Context) -> Health {
     let connected = context.broker.is_connected();
     let partitions_consumed = context.partitions_consumed();

@@ -1,4 +1,4 @@
-//! One partition: its messages, one at a time, for as long as a connection stands.
+//! One partition: its messages are processed one at a time, for as long as the connection lasts.
 
 pub(crate) mod consume;
 mod pull;

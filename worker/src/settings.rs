@@ -17,19 +17,19 @@ service::settings! {
     }
 }
 
-/// Settings of the worker, checked.
+/// Checked settings of the worker.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
-    /// What every role has.
+    /// Settings that all roles share.
     pub common: CommonSettings,
-    /// After how long an unsettled message comes again.
+    /// Time after which an unsettled message is redelivered.
     pub ack_wait: Duration,
-    /// Attempts before a message is parked.
+    /// Attempts before a message is parked as a dead letter.
     pub max_attempts: u64,
 }
 
 impl WorkerArgs {
-    /// Checks the settings and notes in `problems` what is wrong.
+    /// Checks the settings and adds every error to `problems`.
     pub fn settings(&self, common: CommonSettings, problems: &mut Problems) -> WorkerSettings {
         let WorkerTexts { ack_wait_secs: ack_wait, max_attempts } = self.check(problems);
         WorkerSettings { common, ack_wait, max_attempts }

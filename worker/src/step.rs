@@ -1,4 +1,4 @@
-//! One message, from what it holds to what becomes of it.
+//! The processing of one message, from decoding to settlement.
 
 mod dead_letter;
 pub(crate) mod outcome;

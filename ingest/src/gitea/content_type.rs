@@ -1,16 +1,16 @@
-//! The content type of a delivery, which says where in the body the signed text is.
+//! The content type of a delivery. It determines where in the body the signed text is.
 
 /// The two content types of Gitea's webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ContentType {
     /// The body is the JSON text.
     Json,
-    /// The body is `payload=<urlencoded JSON text>`; what is signed is the decoded text.
+    /// The body is `payload=<urlencoded JSON text>`. The signature covers the decoded text.
     Form,
 }
 
 impl ContentType {
-    /// Parameters (a charset, say) are passed over.
+    /// Parameters, such as a charset, are ignored.
     pub(super) fn of(value: &str) -> Option<Self> {
         match value.split(';').next().unwrap_or_default().trim() {
             json if json.eq_ignore_ascii_case("application/json") => Some(Self::Json),

@@ -1,4 +1,4 @@
-//! The headers of a delivery, read once.
+//! Reads the headers of a delivery, once.
 
 use std::str::FromStr;
 
@@ -10,20 +10,20 @@ use super::{
     signature::{self, SignatureError},
 };
 
-/// What the head of a delivery says. Nothing of it is signed.
+/// Headers of a delivery. The signature does not cover them.
 #[derive(Clone, Debug)]
 pub(crate) struct Headers {
-    /// An id that is no UUID is replaced, so that every delivery has one that can be found.
+    /// A missing or invalid id is replaced by a random UUID, so that every delivery can be found.
     pub(crate) delivery_id: Uuid,
-    /// Gitea's name of the event's family.
+    /// Event family, by Gitea's name.
     pub(crate) event: Option<String>,
-    /// What the hook hangs on. Newer Gitea only.
+    /// What the webhook is installed on. Newer Gitea only.
     pub(crate) hook: Option<String>,
-    /// None if it is another one.
+    /// None if it is missing or unsupported.
     pub(crate) content_type: Option<ContentType>,
     pub(crate) signature: Result<[u8; 32], SignatureError>,
     pub(crate) content_length: Option<usize>,
-    /// The client waits to be asked for the body.
+    /// Whether the client waits for a request to send the body (`Expect`).
     pub(crate) expects: bool,
 }
 
@@ -37,7 +37,7 @@ impl Headers {
             .filter(|id| !id.is_nil());
         Self {
             delivery_id: delivery_id.unwrap_or_else(Uuid::new_v4),
-            // The X-GitHub-* twins are Gitea's too, but they name other things.
+            // Gitea also sends X-GitHub-* headers, but their values mean other things.
             event: first(["x-gitea-event", "x-forgejo-event", "x-gogs-event"]).map(str::to_owned),
             hook: text("x-gitea-hook-installation-target-type").map(str::to_owned),
             content_type: text(header::CONTENT_TYPE.as_str()).and_then(ContentType::of),

@@ -1,8 +1,7 @@
-//! A verified payload → the typed event, or the reason why it is none.
+//! Parses a verified payload into the typed event, or gives the reason why there is none.
 //!
-//! Gitea's versions differ, so fields that are unknown are passed over and
-//! those that are not needed may be missing. What is needed and missing is
-//! named in the refusal.
+//! Gitea's versions differ. So unknown fields are ignored, and fields that are not needed may be
+//! missing. If a needed field is missing, the refusal names it.
 
 use std::borrow::Cow;
 
@@ -17,26 +16,25 @@ use thiserror::Error;
 use super::signature::Verified;
 use crate::delivery::{Delivery, Family};
 
-/// Longest login, owner, repository name or action, in bytes. Gitea allows
-/// 40 and 100; subjects and issue states must stay within the broker's limits.
+/// Longest login, owner, repository name or action, in bytes. Gitea allows 40 for a login and 100
+/// for a repository name. Subjects and issue states must stay within the broker's limits.
 const MAX_NAME_BYTES: usize = 255;
-/// Most assignees of an issue: the event must fit the broker even when its texts are cut.
+/// Most assignees of an issue. The event must fit into a message even when its texts are cut.
 const MAX_ASSIGNEES: usize = 1000;
 
-/// What a verified delivery holds.
+/// Content of a verified delivery.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Parsed {
-    /// An issue event.
     Event(Box<IssueEvent>),
-    /// Something else.
+    /// A delivery that ingest does not publish.
     Ignored(IgnoreReason),
 }
 
-/// Why a signed delivery is not for us.
+/// Why a verified delivery is not published.
 #[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum IgnoreReason {
-    /// Another family than `issues`: a push (the test button sends one), a comment.
+    /// A family other than `issues`, such as a comment or a push. The test button sends a push.
     NotAnIssueEvent,
     /// An issue event about a pull request.
     PullRequest,
@@ -46,7 +44,7 @@ pub(crate) enum IgnoreReason {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{field} {problem}")]
 pub(crate) struct PayloadError {
-    /// A path such as `issue.assignees[1].login`, or `payload` for all of it.
+    /// A path such as `issue.assignees[1].login`, or `payload` for the whole payload.
     pub(crate) field: String,
     problem: String,
 }
@@ -57,25 +55,24 @@ impl PayloadError {
     }
 }
 
-/// The family that the head of a delivery names.
+/// Family of a delivery, from its event header.
 pub(crate) fn family(event: Option<&str>) -> Result<Result<Family, IgnoreReason>, PayloadError> {
     let event = event.ok_or_else(|| missing("X-Gitea-Event"))?;
     Ok(event.parse().map_err(|_| IgnoreReason::NotAnIssueEvent))
 }
 
-/// Reads a verified payload. `delivery` is what is known of the request itself.
+/// Parses a verified payload. `delivery` holds the facts about the request itself.
 pub(crate) fn parse(verified: &Verified, delivery: &Delivery) -> Result<Parsed, PayloadError> {
     read(verified.text(), delivery)
 }
 
-/// Reads a text that was verified before it came into the journal.
+/// Parses a text that was verified before it was written to the journal.
 pub(crate) fn read(text: &[u8], delivery: &Delivery) -> Result<Parsed, PayloadError> {
     match delivery.family {
         Family::Issues => issue_event(text, delivery.in_event()),
     }
 }
 
-/// Reads the JSON text of an issue event.
 fn issue_event(text: &[u8], delivery: event::Delivery) -> Result<Parsed, PayloadError> {
     let text =
         std::str::from_utf8(text).map_err(|_| PayloadError::new("payload", "is not UTF-8"))?;
@@ -99,7 +96,7 @@ fn issue_event(text: &[u8], delivery: event::Delivery) -> Result<Parsed, Payload
     })))
 }
 
-/// Names the field at fault. Only now, on the rare path, is its name kept track of.
+/// Names the invalid field. The path is tracked only here, because errors are rare.
 fn named(text: &str, error: &serde_json::Error) -> PayloadError {
     let mut reader = serde_json::Deserializer::from_str(text);
     let path = match serde_path_to_error::deserialize::<_, Payload<'_>>(&mut reader) {
@@ -141,8 +138,8 @@ fn time(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<Timestamp>, P
     }
 }
 
-/// The payload as Gitea writes it (modules/structs/hook.go, `IssuePayload`).
-/// Everything is optional here; what is needed is asked for by name.
+/// The payload as Gitea writes it (modules/structs/hook.go, `IssuePayload`). All fields are
+/// optional here, so that a refusal can name the missing one.
 #[derive(Deserialize)]
 struct Payload<'a> {
     #[serde(borrow)]
@@ -231,7 +228,8 @@ impl Issue<'_> {
             return Err(PayloadError::new("issue.assignees", "has more than 1000 entries"));
         }
         Ok(event::Issue {
-            // Gitea sends a zero-valued issue when it could not convert its own: no snapshot at all.
+            // Gitea sends a zero-valued issue if it could not convert its own. That is not a
+            // snapshot.
             id: self.id.filter(|id| *id > 0).ok_or_else(|| missing("issue.id"))?,
             number: self.number.filter(|n| *n > 0).ok_or_else(|| missing("issue.number"))?,
             title: owned(self.title),
@@ -270,7 +268,7 @@ impl Issue<'_> {
 }
 
 impl User<'_> {
-    /// Somebody who is told of but not acted on; may be missing.
+    /// For a user who is only reported, such as the sender. The user may be missing.
     fn into_event(self, field: &str) -> Result<event::User, PayloadError> {
         let login = match self.login {
             None => String::new(),

@@ -1,8 +1,8 @@
-//! Is it Gitea that sent this? HMAC-SHA256 over the payload's JSON text, with
-//! the webhook's secret as key, compared in constant time.
+//! Checks that a delivery comes from Gitea: HMAC-SHA256 over the payload's JSON text, with the
+//! webhook's secret as key, compared in constant time.
 //!
-//! Architecture invariant: only [`Verifier::verify`] makes a [`Verified`], so
-//! nothing unverified is parsed.
+//! Architecture invariant: only [`Verifier::verify`] makes a [`Verified`], so nothing unverified is
+//! parsed.
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::content_type::ContentType;
 const X_GITEA_SIGNATURE: &str = "x-gitea-signature";
 const X_HUB_SIGNATURE_256: &str = "x-hub-signature-256";
 
-/// Why a delivery does not count as Gitea's.
+/// Why a signature is refused.
 #[derive(Clone, Copy, Debug, Error, IntoStaticStr, PartialEq, Eq)]
 #[strum(serialize_all = "snake_case", prefix = "signature_")]
 pub(crate) enum SignatureError {
@@ -27,7 +27,7 @@ pub(crate) enum SignatureError {
     Empty,
     #[error("the signature is not 64 hex digits")]
     Malformed,
-    /// Which of them a proxy in between has checked is anybody's guess.
+    /// A proxy may have checked either of the two, so neither is accepted.
     #[error("the signature header is there twice")]
     Repeated,
     #[error("the signature does not fit the payload; is the secret the same on both sides?")]
@@ -42,7 +42,7 @@ pub(crate) enum SecretUsed {
     Previous,
 }
 
-/// A payload that carries a good signature.
+/// A payload with a correct signature.
 #[derive(Debug)]
 pub(crate) struct Verified {
     text: Bytes,
@@ -60,7 +60,7 @@ impl Verified {
     }
 }
 
-/// The secrets, ready for use.
+/// The current and the previous secret, as HMAC keys.
 #[derive(Clone)]
 pub(crate) struct Verifier {
     current: Hmac<Sha256>,
@@ -103,20 +103,20 @@ impl Verifier {
 }
 
 fn keyed(secret: &Secret) -> Hmac<Sha256> {
-    // HMAC takes a key of any length (RFC 2104), so the error cannot occur;
-    // an empty key in its place is refused by the settings.
+    // HMAC accepts a key of any length (RFC 2104), so the error cannot occur. The fallback equals
+    // an empty key, which the settings refuse.
     Hmac::new_from_slice(secret.expose()).unwrap_or_else(|_| Hmac::new(&Default::default()))
 }
 
-/// The first `payload` of a form, decoded. A form without one has an empty
-/// text, which no signature of Gitea fits.
+/// The first `payload` field of a form, decoded. If there is none, the text is empty, and no
+/// signature of Gitea matches an empty text.
 fn payload_of_form(body: &[u8]) -> Bytes {
     let payload = form_urlencoded::parse(body).find(|(name, _)| name == "payload");
     payload.map_or_else(Bytes::new, |(_, text)| Bytes::from(text.into_owned()))
 }
 
-/// The signature that the headers claim. `X-Gitea-Signature` counts where it
-/// is present; `X-Hub-Signature-256` only where it is not.
+/// The signature from the headers. `X-Hub-Signature-256` is used only if `X-Gitea-Signature` is
+/// absent.
 pub(super) fn claimed(headers: &HeaderMap) -> Result<[u8; 32], SignatureError> {
     let (name, prefix) = if headers.contains_key(X_GITEA_SIGNATURE) {
         (X_GITEA_SIGNATURE, "")
@@ -133,7 +133,7 @@ pub(super) fn claimed(headers: &HeaderMap) -> Result<[u8; 32], SignatureError> {
     if digits.is_empty() {
         return Err(SignatureError::Empty);
     }
-    // Upper case is let pass: it is the same digest.
+    // Upper-case digits are accepted, because they encode the same digest.
     let mut signature = [0; 32];
     hex::decode_to_slice(digits, &mut signature).map_err(|_| SignatureError::Malformed)?;
     Ok(signature)

@@ -1,5 +1,4 @@
-//! Reading a request's body under limits: size, time, and the memory that all
-//! bodies together may take.
+//! Reads request bodies under three limits: size, time, and the memory of all bodies together.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,14 +13,14 @@ use crate::{
     large::buffer::{Buffer, SMALL_BYTES},
 };
 
-/// What bodies may use up.
+/// Limits on request bodies.
 #[derive(Clone, Debug)]
 pub struct BodySettings {
     /// Largest body, in bytes.
     pub max_bytes: usize,
-    /// Bytes of bodies in memory at once.
+    /// Bytes that all bodies together may hold in memory.
     pub max_in_flight_bytes: usize,
-    /// How long a body may take.
+    /// How long the reading of one body may take.
     pub timeout: Duration,
 }
 
@@ -42,25 +41,26 @@ pub(crate) enum BodyError {
     Overloaded,
 }
 
-/// Room made at once for a body that claims to be long; more is made as it arrives.
+/// Upper limit of the first allocation, because a `Content-Length` proves nothing. The buffer grows
+/// as bytes arrive.
 const FIRST_ALLOCATION: usize = 16 * 1024;
 
-/// What is still read, and thrown away, of a body that was refused: a sender
-/// that is cut off while it writes sees a broken connection instead of its answer.
+/// Bytes of a refused body that are still read and discarded. If the connection closed while the
+/// sender writes, the sender would see a connection error instead of the answer.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
-/// Reads bodies within their limits, which all connections share.
+/// Reads bodies within the limits. All connections share the memory limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Bodies {
     max_bytes: usize,
     timeout: Duration,
     memory: Arc<Semaphore>,
-    /// The part of it that is left to small bodies. Nobody needs the secret to
-    /// send a large one, and a handful of these must not keep all others out.
+    /// Bytes of `memory` that are reserved for small bodies. A sender without the secret can send
+    /// large bodies, and a few of them must not block all other deliveries.
     for_small: usize,
 }
 
-/// A body and the share of memory that it holds until dropped.
+/// A body and its permits of the shared memory limit. Dropping it releases the permits.
 #[derive(Debug)]
 pub(crate) struct HeldBody {
     pub(crate) bytes: Buffer,
@@ -76,7 +76,6 @@ impl Bodies {
         Self { max_bytes, timeout, memory, for_small }
     }
 
-    /// Reads `body` to its end.
     pub(crate) async fn read(
         &self,
         headers: &Headers,
@@ -87,7 +86,8 @@ impl Bodies {
             Err(BodyError::TooLarge(self.max_bytes))
         } else {
             let reading = tokio::time::timeout(self.timeout, self.read_all(claimed, &mut body));
-            // What is late is late, and the connection of no further use.
+            // A body that timed out is not discarded below, because its connection is closed
+            // anyway.
             reading.await.map_err(|_| BodyError::TooSlow)?
         };
         if read.is_err() {
@@ -96,10 +96,10 @@ impl Bodies {
         read
     }
 
-    /// Lets the sender of a refused body write on for a while. Its connection
-    /// stays open meanwhile, and counts.
+    /// Reads and discards a refused body for a while. Meanwhile its connection stays open and
+    /// counts towards the connection limit.
     pub(crate) fn discard(&self, headers: &Headers, body: Body) {
-        // One that waits to be asked for its body has nothing on its way.
+        // A client that sends `Expect` has not sent its body yet.
         if !body.is_end_stream() && !headers.expects {
             tokio::spawn(tokio::time::timeout(self.timeout, read_and_forget(body)));
         }
@@ -129,9 +129,9 @@ impl Bodies {
         Ok(HeldBody { bytes, memory })
     }
 
-    /// Memory for `more` bytes of a body of which `read` are there. Memory is counted as bytes
-    /// arrive and not as they are claimed: a sender that claims much and sends little takes
-    /// nothing from others.
+    /// Takes permits for the next `more` bytes of a body of which `read` bytes have arrived. Memory
+    /// is counted by the bytes received and not by `Content-Length`. So a sender that announces
+    /// much and sends little does not reduce the memory for others.
     fn share(&self, read: usize, more: usize) -> Option<OwnedSemaphorePermit> {
         let small = read + more <= SMALL_BYTES;
         if !small && self.memory.available_permits() < more + self.for_small {

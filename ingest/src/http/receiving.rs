@@ -1,5 +1,4 @@
-//! What is known of a delivery while it is received, and the one line and the
-//! one count that report its fate.
+//! State of a delivery while it is received. Its outcome is reported as one log line and one count.
 
 use std::{sync::Arc, time::Instant};
 
@@ -20,14 +19,14 @@ use crate::{instruments::Instruments, journal::Appending};
 
 /// A delivery that is being received.
 ///
-/// Architecture invariant: what became of a delivery is always reported, once, whoever still
-/// listens. A sender that hangs up drops this; if its delivery waits for the journal, a task
-/// waits on in its place.
+/// Architecture invariant: the outcome of a delivery is always reported, exactly once, even if the
+/// sender hangs up. A sender that hangs up drops this value. If the delivery already waits for the
+/// journal, a task waits in its place and then reports.
 pub(super) struct Receiving {
     delivery_id: Uuid,
-    /// Gitea's name of the event.
+    /// Event name from the headers.
     event: Option<String>,
-    /// Known once the payload is parsed, and is an issue's.
+    /// Set once the payload is parsed as an issue event.
     about: Option<About>,
     waits: Option<Appending>,
     instruments: Arc<Instruments>,
@@ -51,8 +50,8 @@ impl Receiving {
         Self { delivery_id, event, about: None, waits: None, instruments, started, reported: false }
     }
 
-    /// The span of the request, root of the delivery's trace. An inbound
-    /// `traceparent` is passed over: anybody can send one here.
+    /// The span of the request, and the root of the delivery's trace. An inbound `traceparent` is
+    /// ignored, because any client can send one.
     pub(super) fn span(&self) -> Span {
         let span = info_span!(
             target: TRACES_ONLY,
@@ -77,7 +76,7 @@ impl Receiving {
         span
     }
 
-    /// Takes what the event says, and puts it on the span.
+    /// Keeps the event's fields for the report and records them on the span.
     pub(super) fn learn(&mut self, event: &IssueEvent) {
         let (action, repository) = (event.action.clone(), event.repository.full_name());
         let issue_ref = event.issue_ref();
@@ -101,8 +100,8 @@ impl Receiving {
         fate
     }
 
-    /// Reports the fate: one line, one count. The line is whole without the span, which is there
-    /// only where traces are exported.
+    /// Reports the outcome as one log line and one count. The log line carries all fields itself,
+    /// because the span exists only where traces are exported.
     pub(super) fn report(&mut self, fate: &Fate) {
         self.report_to(fate, true);
     }
@@ -113,7 +112,7 @@ impl Receiving {
         let span = Span::current();
         if !span.is_disabled() {
             span.set_attribute("http.response.status_code", i64::from(status.as_u16()));
-            // A 4xx is the client's error, not the span's.
+            // A 4xx is the client's error, so the server's span is not marked as failed.
             if status.is_server_error() {
                 span.record("otel.status_code", "ERROR");
                 span.record("error.type", outcome);

@@ -1,5 +1,5 @@
-//! What a client is answered: the one table of outcomes, status codes and
-//! texts. JSON with stable codes, and never a cause.
+//! Answers to clients: one table of outcomes, status codes and texts. Answers are JSON with stable
+//! codes, and never expose an internal cause.
 
 use axum::{
     Json,
@@ -20,22 +20,21 @@ use crate::{
     journal::AppendError,
 };
 
-/// Header of every answer to a delivery; Gitea stores it beside the delivery.
+/// Sent with every answer to a delivery. Gitea stores it with the delivery.
 const X_TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 
-/// After how many seconds a sender may try again what was not kept.
+/// Value of `Retry-After` in an answer with status 503, in seconds.
 const RETRY_AFTER_SECS: u16 = 5;
 
-/// What became of a delivery.
+/// The outcome of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// Kept.
+    /// Committed to the journal.
     Accepted,
-    /// Kept before under the same id.
+    /// The journal already held it, under the same id.
     Duplicate,
-    /// Signed, but nothing for us.
+    /// The signature is correct, but ingest does not publish this event.
     Ignored(IgnoreReason),
-    /// Refused, with the reason.
     Refused(Refusal),
 }
 
@@ -47,7 +46,7 @@ pub(crate) enum Refusal {
     Body(BodyError),
     Payload(PayloadError),
     Journal(AppendError),
-    /// The work on a large body broke off.
+    /// The processing of the delivery panicked.
     Interrupted,
     /// The sender hung up before its delivery was kept.
     HungUp,
@@ -88,7 +87,7 @@ impl Refusal {
                 "unavailable",
                 "the body could not be worked on".into(),
             ),
-            // nginx's code for it; nobody reads the answer.
+            // 499 is nginx's code for a closed connection. The client does not receive this answer.
             Self::HungUp => (
                 StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
                 "hung_up",
@@ -107,9 +106,9 @@ impl Refusal {
         }
     }
 
-    /// Whether the sender has proven before that it knows the secret.
+    /// Whether the sender proved, before this refusal, that it knows the secret.
     fn was_signed(&self) -> bool {
-        matches!(self, Self::Payload(_) | Self::Journal(_) | Self::Interrupted)
+        matches!(self, Self::Payload(_) | Self::Journal(_))
     }
 }
 
@@ -131,7 +130,7 @@ impl Fate {
         }
     }
 
-    /// The answer to a delivery: the receipt that Gitea shows under "Recent deliveries".
+    /// The answer to a delivery. Gitea shows it under "Recent deliveries".
     pub(crate) fn into_response(self, delivery_id: Uuid) -> Response {
         let (status, reason) = match &self {
             Self::Refused(refusal) => {
@@ -181,7 +180,7 @@ impl Refusal {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECS.into());
         }
         if matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
-            // The rest of the body is unread, so the connection is of no further use.
+            // The rest of the body is unread, so the connection cannot be reused.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -199,12 +198,12 @@ fn error(status: StatusCode, error: &'static str, message: &str, field: Option<&
     (status, Json(Body { error, message, field })).into_response()
 }
 
-/// The answer to a path that is none of ours.
+/// The answer to an unknown path.
 pub(crate) async fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "not_found", "there is nothing here", None)
 }
 
-/// The answer to a method that a path does not take; `Allow` names those that it takes.
+/// The answer to a method that a path does not accept. `Allow` lists the accepted methods.
 pub(crate) async fn method_not_allowed() -> Response {
     let message = "this path takes another method; deliveries are posted to /webhook/gitea";
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None)

@@ -37,7 +37,7 @@ use crate::{
     settings::IngestSettings,
 };
 
-/// What a request needs.
+/// State that all requests share.
 #[derive(Clone, Debug)]
 pub(crate) struct Webhook {
     bodies: Bodies,
@@ -63,8 +63,8 @@ impl Webhook {
         }
     }
 
-    /// All that is served on the webhook's port. `GET /health` is there for those who cannot
-    /// reach the operator's listener, as in the first version of this service.
+    /// All routes of the webhook's port. `GET /health` is also here, for clients that cannot reach
+    /// the operator's listener, as in the first version of this service.
     pub(crate) fn router(self, health: HealthCheck) -> Router {
         let health = get(async move || operator::answer(std::slice::from_ref(&health)));
         Router::new()
@@ -99,7 +99,8 @@ impl Webhook {
         headers: Headers,
         body: Body,
     ) -> Result<Fate, Refusal> {
-        // Who claims nothing needs no body read.
+        // A delivery without a supported content type and a well-formed signature is refused before
+        // its body is read.
         if let Err(refusal) = claim(&headers) {
             self.bodies.discard(&headers, body);
             return Err(refusal);
@@ -116,7 +117,7 @@ impl Webhook {
         Ok(receiving.kept(appending).instrument(waiting).await)
     }
 
-    /// Verification comes before parsing. Large bodies have a thread of their own.
+    /// Only a verified body is parsed. Large bodies are processed on a separate thread.
     async fn verify_and_parse(
         &self,
         headers: Headers,
@@ -156,13 +157,14 @@ impl Webhook {
     }
 }
 
-/// What the head of a delivery claims of its body.
+/// Content type and signature from the headers. Both are unverified.
 fn claim(headers: &Headers) -> Result<(ContentType, [u8; 32]), Refusal> {
     let content_type = headers.content_type.ok_or(Refusal::ContentType)?;
     Ok((content_type, headers.signature.map_err(Refusal::Signature)?))
 }
 
-/// The span of the wait for the journal. No log line stands in it, so it is there for traces alone.
+/// The span of the wait for the journal. It exists for traces only, because no log line is written
+/// within it.
 fn journal_span(entry: &NewEntry) -> Span {
     if !trace::is_sampled(&Span::current()) {
         return Span::none();

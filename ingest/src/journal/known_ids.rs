@@ -1,27 +1,26 @@
-//! Which deliveries the journal holds, by id.
+//! Index of the journal's deliveries, by id.
 //!
-//! An index on random ids would cost the disk a page for each delivery. So
-//! 64 bits of each id are in memory, with its sequence, and the file confirms a match.
+//! An index on random ids in the file would write one page per delivery. So 64 bits of each id are
+//! in memory, with the sequence of its entry, and the file confirms a match.
 
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
-/// How many new ids are gathered before they are sorted among the others.
+/// New ids that are collected before they are merged into the sorted ones.
 const NEWEST_IDS: usize = 8192;
 
-/// Ids of deliveries that were committed.
+/// Ids of committed deliveries.
 #[derive(Debug, Default)]
 pub(super) struct KnownIds {
     /// Folded ids and their sequences, sorted.
     sorted: Vec<(u64, i64)>,
-    /// Those that came since.
+    /// Ids that were added since the last merge.
     newest: HashMap<Uuid, i64>,
 }
 
 impl KnownIds {
-    /// Reads the ids of all deliveries.
     pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
         let mut ids = connection.prepare("SELECT delivery_id, seq FROM deliveries")?;
         let rows =
@@ -31,7 +30,7 @@ impl KnownIds {
         Ok(Self { sorted, newest: HashMap::new() })
     }
 
-    /// The digest of the body that was kept under this id, if one was.
+    /// Digest of the body that the journal holds under this id, if any.
     pub(super) fn kept(
         &self,
         connection: &Connection,
@@ -53,19 +52,18 @@ impl KnownIds {
         Ok(None)
     }
 
-    /// Notes a delivery.
     pub(super) fn insert(&mut self, id: Uuid, seq: i64) {
         self.newest.insert(id, seq);
         if self.newest.len() >= NEWEST_IDS {
             self.sorted.extend(self.newest.drain().map(|(id, seq)| (folded(id), seq)));
-            // Two sorted runs: the stable sort merges them.
+            // The vector now holds two sorted runs, which the stable sort merges.
             let newest = self.sorted.len() - NEWEST_IDS;
             self.sorted[newest..].sort_unstable();
             self.sorted.sort();
         }
     }
 
-    /// Forgets deliveries that were cleared away.
+    /// Removes the ids of cleared deliveries.
     pub(super) fn forget(&mut self, cleared: &[i64]) {
         let Some(last) = cleared.last() else { return };
         let gone = |seq: &i64| seq <= last && cleared.binary_search(seq).is_ok();
@@ -77,7 +75,8 @@ impl KnownIds {
     }
 }
 
-/// Both halves in one: most ids are random, but a sender may count.
+/// Folds both halves of an id into one, because ids may be consecutive: most senders use random
+/// ids, but a sender may count.
 fn folded(id: Uuid) -> u64 {
     let (high, low) = id.as_u64_pair();
     high ^ low

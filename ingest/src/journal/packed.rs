@@ -1,4 +1,4 @@
-//! A text, compressed with LZ4: a third of the bytes to fsync, for a few microseconds.
+//! Compresses a text with LZ4. This reduces the bytes to fsync to a third, for a few microseconds.
 
 use std::cell::RefCell;
 
@@ -19,7 +19,7 @@ pub(crate) struct Packed {
 }
 
 thread_local! {
-    /// What packing a small text needs beside it, made once.
+    /// Compression table and output buffer for small texts, allocated once per thread.
     static PACKING: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
 }
 
@@ -35,7 +35,7 @@ impl Packed {
     }
 }
 
-/// A small text, packed into no more memory than it then needs.
+/// Compresses a small text. The result takes no more memory than its compressed size.
 fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) -> Option<Bytes> {
     let most = most_packed(text);
     if room.len() < most {
@@ -45,7 +45,8 @@ fn packed_in_room(room: &mut Vec<u8>, table: &mut CompressTable, text: &[u8]) ->
     Some(Bytes::copy_from_slice(&room[..bytes]))
 }
 
-/// A large text: room for the worst case costs only what is written of it.
+/// Compresses a large text. The buffer has worst-case size, but only the pages written to cost
+/// memory.
 fn packed_in_pages(text: &[u8]) -> Option<Bytes> {
     let mut pages = pages(most_packed(text)).ok()?;
     let bytes = pack(text, &mut pages, compress_into)?;
@@ -56,8 +57,8 @@ fn most_packed(text: &[u8]) -> usize {
     size_of::<u32>() + get_maximum_output_size(text.len())
 }
 
-/// Writes a text's length and what `compress` makes of it, as `compress_prepend_size` does.
-/// Returns how many bytes that are.
+/// Writes a text's length and its compressed block, in the format of `compress_prepend_size`.
+/// Returns the number of bytes written.
 fn pack(
     text: &[u8],
     room: &mut [u8],

@@ -1,4 +1,4 @@
-//! Reading entries back, in order of commit.
+//! Reads entries back, in commit order.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{JournalError, tail::Tail, window};
 use crate::delivery::Delivery;
 
-/// Which issue an entry is about. Ids and not names, since a repository can be renamed.
+/// The issue of an entry. It is identified by the repository's id and not its name, because a
+/// repository can be renamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Issue {
     pub(crate) repository_id: i64,
@@ -26,22 +27,21 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     /// Length of the text, in bytes.
     pub(crate) text_bytes: usize,
-    /// Of a settled entry: when the broker stored it at the earliest.
+    /// Earliest time at which the broker can have stored the entry. Set for settled entries only.
     pub(crate) stored_at: Option<Timestamp>,
 }
 
-/// What an entry holds.
 #[derive(Debug)]
 pub(crate) enum Content {
-    /// The event, of an entry that was committed a moment ago.
+    /// The parsed event, of an entry that is still in memory.
     Event(Box<IssueEvent>),
-    /// The signed JSON text, of one read from the disk.
+    /// The signed JSON text, of an entry that was read from disk.
     Text(Vec<u8>),
-    /// The text on the disk is damaged.
+    /// The text on disk is damaged, with the reason.
     Unreadable(String),
 }
 
-/// Reads entries: the newest from memory, all others from the disk.
+/// Reads entries: the newest from memory, all others from disk.
 #[derive(Debug)]
 pub(crate) struct JournalReader {
     connection: Connection,
@@ -64,8 +64,8 @@ impl JournalReader {
         Ok(Self { connection, tail, retention })
     }
 
-    /// For how long settled entries may be offered to a stream with this dedup window, and up to
-    /// which sequence all are older. Blocks.
+    /// How long settled entries may be offered again to a stream with this dedup window, and the
+    /// sequence up to which all entries are older. Blocks.
     pub(crate) fn expired(&self, dedup_window: Duration) -> Result<(Duration, i64), JournalError> {
         let age = self.retention.min(window::longest_offer(dedup_window));
         let expired = window::expired(&self.connection, Timestamp::now(), age)
@@ -78,8 +78,8 @@ impl JournalReader {
         self.tail.take_after(seq, max_rows)
     }
 
-    /// The entries after `seq` from the disk, at most `max_rows` of them and, but
-    /// for the first, at most `max_bytes` of text. Blocks.
+    /// Reads the entries after `seq` from disk, at most `max_rows` of them. Stops after the entry
+    /// that reaches `max_bytes` of text. Blocks.
     pub(crate) fn after(
         &self,
         seq: i64,
@@ -104,7 +104,8 @@ impl JournalReader {
         while let Some(row) = rows.next().map_err(read)? {
             let entry = match entry(row) {
                 Ok(entry) => entry,
-                // What was read before it is not held up.
+                // The entries before the failed one are returned first. The next read reports the
+                // error.
                 Err(error) if entries.is_empty() => return Err(error),
                 Err(_) => break,
             };
@@ -151,7 +152,7 @@ fn entry(row: &Row<'_>) -> Result<Entry, JournalError> {
 
 #[cfg(test)]
 impl JournalReader {
-    /// All entries, those set aside too.
+    /// Number of all entries, including those set aside.
     pub(super) fn count(&self) -> i64 {
         self.connection
             .query_row("SELECT count(*) FROM deliveries", (), |row| row.get(0))

@@ -1,4 +1,4 @@
-//! The file: its lock, its tables, its version.
+//! The journal's file: lock, tables and schema version.
 
 use std::{
     fs::{File, TryLockError},
@@ -9,23 +9,21 @@ use rusqlite::Connection;
 
 use super::JournalError;
 
-/// Size of a page, in bytes: three usual bodies, compressed. A commit of one delivery writes two pages.
+/// Page size, in bytes: three typical compressed bodies. A commit of one delivery writes two pages.
 const PAGE_BYTES: u32 = 8 * 1024;
-/// How many pages the WAL may hold before they are moved into the file: 4 MiB,
-/// which takes some milliseconds.
+/// Pages in the WAL that trigger a checkpoint: 4 MiB, which takes some milliseconds.
 const WAL_PAGES: u32 = 512;
 /// Page cache, in KiB.
 const CACHE_KIB: i64 = 2048;
 
-/// What each version adds to the one before. The version is SQLite's `user_version`.
+/// Migration to each schema version from the one before. The version is SQLite's `user_version`.
 const STEPS: [&str; 3] = [TABLES, ID_FILTERS, FAMILY];
 
-/// The newest version.
+/// Newest schema version.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
-/// Deliveries and bodies are apart so that ids can be read without reading
-/// bodies. The ids have no index here: they are random, so that every commit
-/// would write a page for each of them.
+/// Deliveries and bodies are separate tables, so that ids can be read without reading bodies. The
+/// ids have no index: they are random, so every commit would write one index page per id.
 const TABLES: &str = "
 CREATE TABLE deliveries (
     seq           INTEGER PRIMARY KEY,  -- order of commit
@@ -53,18 +51,18 @@ CREATE TABLE set_aside (                -- what no broker takes
 ) STRICT;
 ";
 
-/// Filters of ids, which are in memory since the next version.
+/// Filters of ids. The next version drops them, because it holds the ids in memory.
 const ID_FILTERS: &str = "CREATE TABLE id_filters (last_seq INTEGER PRIMARY KEY) STRICT";
 
-/// What an entry is about, by Gitea's name: which parser reads it. Another family than `issues`
-/// comes with a step of its own here, so that an older program refuses the file.
+/// Event family of an entry, by Gitea's name. It selects the parser. A family other than `issues`
+/// needs its own migration here, so that an older program refuses the file.
 const FAMILY: &str = "
 DROP TABLE id_filters;
 ALTER TABLE deliveries DROP COLUMN event_type;
 ALTER TABLE deliveries ADD COLUMN family TEXT NOT NULL DEFAULT 'issues';
 ";
 
-/// Locks `dir` and opens the file in it, with its tables at the newest version.
+/// Locks `dir`, opens the file in it, and migrates the file to the newest version.
 pub(super) fn open(dir: &Path, file: &str) -> Result<(File, Connection), JournalError> {
     std::fs::create_dir_all(dir).map_err(JournalError::Directory)?;
     let lock = File::create(dir.join("journal.lock")).map_err(JournalError::Lock)?;

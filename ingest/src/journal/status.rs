@@ -1,4 +1,4 @@
-//! How the journal is doing, as others see it.
+//! The journal's state, as health checks and metrics read it.
 
 use std::{
     sync::{
@@ -14,7 +14,6 @@ use tracing::{error, info};
 
 use super::{JournalSettings, window::Window};
 
-/// How the journal is doing.
 #[derive(Debug)]
 pub(crate) struct Status {
     window: Arc<Window>,
@@ -23,11 +22,11 @@ pub(crate) struct Status {
     last_seq: AtomicI64,
     oldest_unpublished: AtomicI64,
     used_bytes: AtomicU64,
-    /// When the transaction began that is under way, in microseconds since 1970; 0 if there is none.
+    /// Start of the running transaction, in microseconds since 1970. 0 if there is none.
     writing_since: AtomicI64,
 }
 
-/// How long a commit may take before the disk counts as hanging: Gitea has hung up by then.
+/// How long a commit may take before the disk counts as hanging. By then Gitea has hung up.
 const HANGING: Duration = Duration::from_secs(5);
 
 impl Status {
@@ -67,13 +66,13 @@ impl Status {
         self.full.load(Ordering::Relaxed)
     }
 
-    /// Entries that are not settled.
+    /// Number of unsettled entries.
     pub(crate) fn depth(&self) -> u64 {
         let last = self.last_seq.load(Ordering::Relaxed);
         u64::try_from(last - self.window.low_water_mark()).unwrap_or(0)
     }
 
-    /// How long the oldest of them has waited.
+    /// How long the oldest unsettled entry has waited.
     pub(crate) fn oldest_unpublished_age(&self) -> Duration {
         let micros = self.oldest_unpublished.load(Ordering::Relaxed);
         if micros == 0 || self.depth() == 0 {
@@ -88,7 +87,7 @@ impl Status {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Entries that no broker takes, kept for ever.
+    /// Number of entries that the broker refuses permanently. They are kept forever.
     pub(crate) fn set_aside(&self) -> u64 {
         self.window.set_aside()
     }
@@ -97,7 +96,7 @@ impl Status {
         self.last_seq.store(last_seq, Ordering::Relaxed);
     }
 
-    /// Notes whether the last transaction went through, and logs it when that changes.
+    /// Records whether the last transaction succeeded. Logs when the journal is writable again.
     pub(super) fn set_writable(&self, writable: bool) {
         if !self.writable.swap(writable, Ordering::Relaxed) && writable {
             info!("the journal can be written again");
@@ -119,15 +118,16 @@ impl Status {
     }
 }
 
-/// What a journal holds.
+/// Measurements of a journal.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Measured {
     used_bytes: u64,
-    /// When the oldest unsettled entry was received, in microseconds since 1970; 0 if there is none.
+    /// When the oldest unsettled entry was received, in microseconds since 1970. 0 if there is
+    /// none.
     oldest_unpublished: i64,
 }
 
-/// Measures a journal. Cheapest within a transaction, whose locks it shares.
+/// Cheapest within a transaction, because it shares that transaction's locks.
 pub(super) fn measure(connection: &Connection, window: &Window) -> rusqlite::Result<Measured> {
     let number = |sql| connection.prepare_cached(sql)?.query_row((), |row| row.get::<_, i64>(0));
     let pages = number("PRAGMA page_count")? - number("PRAGMA freelist_count")?;

@@ -1,5 +1,5 @@
-//! The newest entries, in memory: what was committed a moment ago need not be
-//! read back and parsed again to be published.
+//! Keeps the newest entries in memory, so that the relay can publish them without reading and
+//! parsing them again.
 
 use std::{collections::VecDeque, sync::Mutex};
 
@@ -7,7 +7,7 @@ use super::Entry;
 
 /// Most entries in memory.
 const MAX_ENTRIES: usize = 1024;
-/// Bytes of text above which the oldest are forgotten.
+/// Bytes of text above which the oldest entries are dropped.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// Consecutive entries up to the last one that was committed.
@@ -21,7 +21,8 @@ struct Entries {
 }
 
 impl Tail {
-    /// Adds what was committed, in order. The oldest are forgotten: they are on the disk.
+    /// Adds committed entries, in order. Beyond the limits the oldest are dropped, because they are
+    /// on disk.
     pub(super) fn push(&self, committed: impl IntoIterator<Item = Entry>) {
         let Ok(mut tail) = self.0.lock() else { return };
         for entry in committed {
@@ -33,7 +34,7 @@ impl Tail {
         }
     }
 
-    /// Takes the entries right after `seq`. None if they are not here.
+    /// Takes the entries right after `seq`. None if they are not in memory.
     pub(super) fn take_after(&self, seq: i64, max_entries: usize) -> Option<Vec<Entry>> {
         let mut tail = self.0.lock().ok()?;
         while tail.newest.front().is_some_and(|entry| entry.seq <= seq) {

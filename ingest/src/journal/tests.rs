@@ -5,7 +5,7 @@ use contract::event;
 
 use crate::delivery;
 
-/// A journal in a directory of its own, with its writer.
+/// A journal in its own directory, with its writer.
 struct Opened {
     journal: Journal,
     tasks: Tasks,
@@ -162,7 +162,7 @@ async fn a_journal_at_its_limit_refuses_and_takes_again_once_there_is_room() {
     let settings =
         JournalSettings { max_bytes: 1 << 20, retention_bytes: 1 << 19, ..settings(&directory) };
     let journal = Opened::open(&settings).await.unwrap();
-    // Nothing that LZ4 makes smaller.
+    // Noise, which LZ4 cannot compress.
     let mut state = 1_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -200,7 +200,7 @@ async fn a_journal_of_a_newer_version_is_left_alone() {
     assert!(matches!(opened, Err(JournalError::NewerSchema { found: 99, known: 3 })));
 }
 
-/// More than are gathered before they are sorted.
+/// More ids than are collected before a merge.
 const MANY: u128 = 20_000;
 
 async fn keep(journal: &Opened, ids: impl Iterator<Item = u128>) -> Vec<Result<Kept, AppendError>> {
@@ -259,7 +259,7 @@ async fn what_was_settled_too_long_ago_is_not_offered_whatever_the_file_holds() 
         let (_, expired) = reader.expired(Duration::from_secs(dedup_window_secs)).unwrap();
         assert_eq!(expired, expected, "{dedup_window_secs}");
     }
-    // Each settled entry knows how old it is, and one that is not settled does not.
+    // Each settled entry has a storage time, and an unsettled entry has none.
     let known: Vec<bool> =
         reader.after(0, 9, usize::MAX).unwrap().iter().map(|e| e.stored_at.is_some()).collect();
     assert_eq!(known, [true, true, false]);

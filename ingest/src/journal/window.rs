@@ -1,12 +1,13 @@
-//! The journal's window: which entries may be offered to the broker, which are
-//! confirmed, which are set aside, and which may be cleared away.
+//! The journal's window: which entries may be offered to the broker, which are confirmed, which are
+//! set aside, and which may be cleared.
 //!
 //! Architecture invariants:
 //! - An entry is *settled* once the broker has confirmed it or it is set aside on disk. The
-//!   low-water mark is the sequence up to which all are settled. Only settled entries are cleared.
-//! - A settled entry is offered again only while the broker surely remembers its message id:
-//!   for the retention, which is smaller than the dedup window, with room for clocks. That is a
-//!   rule of reading, and holds whatever the file still contains.
+//!   low-water mark is the sequence up to which all entries are settled. Only settled entries are
+//!   cleared.
+//! - A settled entry is offered again only while the broker is certain to remember its message id.
+//!   This time is the retention. It is shorter than the dedup window, with a margin for clock
+//!   changes. Readers apply this rule, so it holds even if the file still contains expired entries.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,44 +19,44 @@ use contract::timestamp::Timestamp;
 use rusqlite::{Connection, Transaction};
 
 /// The longest time for which settled entries may be offered again to a stream with this dedup
-/// window. A 25th of the window is room for clocks that are set, and for the way to the broker.
+/// window. A 25th of the window is a margin for clock changes and for the transfer to the broker.
 pub(crate) fn longest_offer(dedup_window: Duration) -> Duration {
     dedup_window - dedup_window / 25
 }
 
-/// Whether an entry that the broker stored at `stored_at` may be offered again at `now`, with
-/// `age` the longest time. A time in the future means that the clock was set back; beyond the
-/// room for clocks nothing is known of it.
+/// Whether an entry that the broker stored at `stored_at` may be offered again at `now`. `age` is
+/// the longest time. A `stored_at` in the future means that the clock was set back. If it exceeds
+/// the margin for clock changes, the entry's age is unknown.
 pub(crate) fn may_be_offered(stored_at: Timestamp, now: Timestamp, age: Duration) -> bool {
     let age = micros(age);
     (-age / 24..=age).contains(&(now.unix_micros() - stored_at.unix_micros()))
 }
 
 fn micros(duration: Duration) -> i64 {
-    // Half of the range, so that sums of two stay within it.
+    // Limited, so that the sum of two values does not overflow.
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX).min(i64::MAX / 4)
 }
 
-/// What is settled, in memory.
+/// Tracks in memory which entries are settled.
 #[derive(Debug, Default)]
 pub(crate) struct Window(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Sequences that were offered and are not settled.
+    /// Sequences of entries that were offered and are not settled.
     open: BTreeSet<i64>,
-    /// Highest sequence that was offered. All below it were.
+    /// Highest sequence that was offered. All lower ones were offered or are set aside.
     offered: i64,
-    /// The low-water mark as it was written last.
+    /// The low-water mark that was written last.
     marked: i64,
-    /// Entries that were confirmed since, and when the broker stored them at the earliest, in
-    /// microseconds since 1970.
+    /// Entries that were confirmed since that mark, with the earliest time at which the broker can
+    /// have stored them, in microseconds since 1970.
     confirmed: BTreeMap<i64, i64>,
     set_aside: u64,
 }
 
-/// A low-water mark to be written. Entries from the mark before it to this one were stored at
-/// `stored_at` or later.
+/// A low-water mark to be written. The broker stored the entries between the previous mark and this
+/// one at `stored_at` or later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     through: i64,
@@ -69,7 +70,7 @@ impl Mark {
 }
 
 impl Window {
-    /// Takes up the window where the file says that it is.
+    /// Restores the window from the file.
     pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
         let number = |sql| connection.query_row(sql, (), |row| row.get::<_, i64>(0));
         let marked = number("SELECT coalesce(max(through_seq), 0) FROM published")?;
@@ -81,8 +82,8 @@ impl Window {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that an entry is offered; sequences rise, but for those offered again. Returns
-    /// whether it was unsettled, as far as this journal knows.
+    /// Records that an entry is offered. Sequences increase, except for entries that are offered
+    /// again. Returns whether the entry is unsettled, as far as this journal knows.
     pub(crate) fn offer(&self, seq: i64) -> bool {
         let mut state = self.state();
         if seq > state.offered {
@@ -92,14 +93,14 @@ impl Window {
         state.open.contains(&seq)
     }
 
-    /// Notes that all entries up to `seq` were read. Those that were not offered are set aside.
+    /// Records that all entries up to `seq` were read. Those that were not offered are set aside.
     pub(crate) fn read_through(&self, seq: i64) {
         let mut state = self.state();
         state.offered = state.offered.max(seq);
     }
 
-    /// Notes that the broker has confirmed an entry. `stored_at` is not later than the time at
-    /// which it can have stored it.
+    /// Records that the broker has confirmed an entry. `stored_at` must not be later than the time
+    /// at which the broker can have stored it.
     pub(crate) fn confirm(&self, seq: i64, stored_at: Timestamp) {
         let mut state = self.state();
         if state.open.remove(&seq) {
@@ -107,7 +108,7 @@ impl Window {
         }
     }
 
-    /// When the broker stored a settled entry, if that is not written yet.
+    /// Earliest storage time of a confirmed entry, while no written mark covers the entry.
     pub(crate) fn stored_at(&self, seq: i64) -> Option<Timestamp> {
         self.state().confirmed.get(&seq).map(|micros| Timestamp::from_unix_micros(*micros))
     }
@@ -116,23 +117,23 @@ impl Window {
         self.state().open.contains(&seq)
     }
 
-    /// Entries up to this one are settled.
+    /// Sequence up to which all entries are settled.
     pub(crate) fn low_water_mark(&self) -> i64 {
         let state = self.state();
         state.open.first().map_or(state.offered, |seq| seq - 1)
     }
 
-    /// The low-water mark as it was written last.
+    /// The low-water mark that was written last.
     pub(super) fn marked(&self) -> i64 {
         self.state().marked
     }
 
-    /// Entries that no broker takes, kept for ever.
+    /// Number of entries that the broker refuses permanently. They are kept forever.
     pub(crate) fn set_aside(&self) -> u64 {
         self.state().set_aside
     }
 
-    /// The mark to be written, if there is a new one.
+    /// The mark to write, if it is higher than the last one.
     pub(super) fn next_mark(&self, now: Timestamp) -> Option<Mark> {
         let through = self.low_water_mark();
         let state = self.state();
@@ -141,7 +142,7 @@ impl Window {
         (through > state.marked).then_some(Mark { through, stored_at })
     }
 
-    /// Notes what a committed transaction wrote.
+    /// Applies what a committed transaction wrote.
     pub(super) fn committed(&self, mark: Option<Mark>, set_aside: &[i64]) {
         let mut state = self.state();
         if let Some(mark) = mark {
@@ -155,7 +156,6 @@ impl Window {
     }
 }
 
-/// Writes a mark.
 pub(super) fn write_mark(transaction: &Transaction<'_>, mark: Mark) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("INSERT OR REPLACE INTO published VALUES (?1, ?2)")?
@@ -163,7 +163,7 @@ pub(super) fn write_mark(transaction: &Transaction<'_>, mark: Mark) -> rusqlite:
     Ok(())
 }
 
-/// Sets an entry aside: it is never offered again, and never cleared.
+/// Sets an entry aside. It is never offered again and never cleared.
 pub(super) fn set_aside(
     transaction: &Transaction<'_>,
     seq: i64,
@@ -176,8 +176,8 @@ pub(super) fn set_aside(
     Ok(())
 }
 
-/// All entries up to this one were settled too long ago to be offered again: the marks up to the
-/// first one that is young enough.
+/// Sequence up to which all entries were settled too long ago to be offered again. It is the last
+/// mark before the first one that is recent enough.
 pub(super) fn expired(
     connection: &Connection,
     now: Timestamp,
@@ -193,8 +193,7 @@ pub(super) fn expired(
         .query_row((now - age, now + age / 24), |row| row.get(0))
 }
 
-/// Clears settled entries up to `through`: the oldest first, at most `limit`. Returns their
-/// sequences.
+/// Clears at most `limit` settled entries up to `through`, oldest first. Returns their sequences.
 pub(super) fn clear(
     transaction: &Transaction<'_>,
     through: i64,
@@ -219,8 +218,8 @@ pub(super) fn clear(
     Ok(oldest)
 }
 
-/// Forgets marks of entries that have expired. The newest of them stays: it says where the
-/// window begins.
+/// Removes the marks of expired entries. The newest of these marks stays, because it defines where
+/// the window begins.
 pub(super) fn forget_marks(transaction: &Transaction<'_>, expired: i64) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("DELETE FROM published WHERE through_seq < ?1")?
@@ -280,7 +279,7 @@ mod tests {
         window.confirm(3, at(50));
         window.committed(mark(2, 20), &[]);
         assert_eq!(window.next_mark(at(60)), mark(4, 25));
-        // Others are always on their way, and what is old is left behind all the same.
+        // Some entry is always under way here, but the age of earlier entries does not carry over.
         window.offer(5);
         window.offer(6);
         window.confirm(6, at(70));

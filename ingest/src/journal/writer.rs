@@ -1,5 +1,5 @@
-//! The one thread that writes: takes all that waits, commits it at once (group
-//! commit), and answers.
+//! The journal's only writer thread. It commits all waiting commands in one transaction (group
+//! commit), and then answers.
 
 use std::{
     fs::File,
@@ -24,26 +24,28 @@ use super::{
     window::{self, Mark, Window},
 };
 
-/// Most entries of one commit.
+/// Largest number of entries in one commit.
 const BATCH_ENTRIES: usize = 512;
-/// Bytes on disk at which a batch is closed.
+/// Compressed bytes at which a batch is closed.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How long a batch waits for more, once, when there is a rush. Processors are what limits a busy
-/// ingest, and a commit costs them as much as some deliveries do.
+/// How long a batch waits, once, for more entries during a rush. The processors limit a busy
+/// ingest, and a commit costs as much processor time as several deliveries.
 const GATHER: Duration = Duration::from_millis(1);
-/// There is a rush when so many are committed at once. Without one nobody waits for others.
+/// Entries in one commit from which on there is a rush. Without a rush no delivery waits for
+/// others.
 const RUSH_ENTRIES: usize = 4;
-/// Least number of entries that one transaction clears away. Twice what the
-/// batch adds where that is more, so that it catches up without holding up the batch for long.
+/// Least number of entries that one transaction may clear. If twice the batch's new entries is
+/// more, that number applies, so that clearing catches up without delaying the batch for long.
 const CLEAR_ENTRIES: usize = 128;
-/// Above this size a body is written page by page: bound as a whole, SQLite would copy it twice.
+/// Size above which a body is written page by page. SQLite would copy a body twice if it were bound
+/// as a whole.
 const LARGE_BYTES: usize = 1024 * 1024;
 
 type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Boxed, since the queue has its places for all of them from the start.
+    /// Boxed, because the queue allocates all its slots at the start.
     Append(Box<Waiting>),
     SetAside(SettingAside),
     Upkeep {
@@ -61,14 +63,14 @@ pub(super) struct SettingAside {
     pub(super) reply: Reply<()>,
 }
 
-/// A delivery that waits to be kept.
+/// A delivery that waits to be committed.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) entry: NewEntry,
     pub(super) reply: Reply<Kept>,
 }
 
-/// What the writer shares with others.
+/// State that the writer shares with other tasks.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) status: Arc<Status>,
@@ -83,15 +85,15 @@ pub(super) struct Writer {
     committed: watch::Sender<i64>,
     known: KnownIds,
     next_seq: i64,
-    /// Appends of the last batch.
+    /// Number of appends in the last batch.
     last_appends: usize,
-    /// The last upkeep left something to clear away.
+    /// Whether the last upkeep left entries to clear.
     behind: bool,
-    /// Held for as long as the journal is open.
+    /// Keeps the directory locked while the journal is open.
     _lock: File,
 }
 
-/// What one transaction is to do.
+/// Commands of one transaction.
 #[derive(Default)]
 struct Batch {
     appends: Vec<Waiting>,
@@ -99,16 +101,16 @@ struct Batch {
     upkeep: Vec<Reply<()>>,
 }
 
-/// What a transaction has done, once it is committed.
+/// Effects of a transaction. They are applied to memory after the commit.
 #[derive(Default)]
 struct Done {
     outcomes: Vec<Result<Kept, AppendError>>,
-    /// Ids and digests of what was inserted.
+    /// Ids and digests of the inserted entries.
     added: Vec<(Uuid, [u8; 32])>,
     mark: Option<Mark>,
-    /// Places within the batch of what was set aside now, and not before.
+    /// Indexes within the batch of entries that were set aside now, and not before.
     set_aside: Vec<usize>,
-    /// Sequences of what was cleared away.
+    /// Sequences of the cleared entries.
     cleared: Vec<i64>,
     behind: bool,
     measured: Measured,
@@ -125,7 +127,7 @@ impl Writer {
         let last: i64 = connection
             .query_row("SELECT coalesce(max(seq), 0) FROM deliveries", (), |row| row.get(0))
             .map_err(start)?;
-        // Everything may have been cleared away, and a sequence must never come twice.
+        // All entries may have been cleared, and a sequence must never be used twice.
         let last = last.max(window.low_water_mark());
         let known = KnownIds::read(&connection).map_err(start)?;
         let status = Arc::new(Status::new(Arc::clone(&window), last));
@@ -146,7 +148,7 @@ impl Writer {
         Ok((writer, shared, receiver))
     }
 
-    /// Runs until it is told to close, or nobody holds the journal any more.
+    /// Runs until `Command::Close`, or until all handles on the journal are dropped.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         while let Ok(first) = commands.recv() {
             let (batch, open) = self.gather(first, commands);
@@ -163,7 +165,7 @@ impl Writer {
         }
     }
 
-    /// `first` and all that waits behind it. False when it is the last batch.
+    /// Collects `first` and all commands that wait behind it. Returns false with the last batch.
     fn gather(&mut self, first: Command, commands: &Receiver<Command>) -> (Batch, bool) {
         let mut batch = Batch::default();
         let (mut bytes, mut may_wait, mut next) = (0, true, Some(first));
@@ -192,7 +194,7 @@ impl Writer {
         (batch, true)
     }
 
-    /// One transaction.
+    /// Runs a batch as one transaction and answers.
     fn commit(&mut self, mut batch: Batch) {
         if self.shared.status.is_full() {
             for waiting in batch.appends.drain(..) {
@@ -241,12 +243,13 @@ impl Writer {
                     Ok(Kept::New)
                 }
                 Some(kept) if kept == digest => Ok(Kept::Before),
-                // Under one id only one body can be kept, and a 200 means kept.
+                // The journal holds one body per id, and a 200 would claim that this body is
+                // durable.
                 Some(_) => Err(AppendError::IdReused),
             });
         }
         for (place, entry) in batch.set_asides.iter().enumerate() {
-            // It may have been settled since, by another session or by a command before this one.
+            // The entry may already be settled, by another session or by an earlier command.
             let before = &batch.set_asides[..place];
             if self.shared.window.is_open(entry.seq) && before.iter().all(|e| e.seq != entry.seq) {
                 window::set_aside(&transaction, entry.seq, &entry.reason, now)?;
@@ -254,7 +257,7 @@ impl Writer {
             }
         }
         if !self.shared.status.is_writable() {
-            // Something has to be written to find out whether the disk is back.
+            // Only a write shows whether the disk is writable again.
             transaction.pragma_update(None, "user_version", schema::VERSION)?;
         }
         if !batch.upkeep.is_empty() || self.behind || self.shared.status.is_full() {
@@ -266,8 +269,8 @@ impl Writer {
         Ok(done)
     }
 
-    /// After the fsync: memory follows the disk, then whoever waits is answered. The relay comes
-    /// last, so that it does not take the processor from the answers.
+    /// Runs after the fsync. Memory is updated first, then the senders are answered. The relay is
+    /// notified last, so that it does not take the processor from the answers.
     fn committed(&mut self, batch: Batch, done: Done) {
         let Shared { status, window, tail } = &self.shared;
         status.set_writable(true);
@@ -293,7 +296,7 @@ impl Writer {
         }
         status.committed(self.next_seq - 1);
         for (reply, outcome) in answers {
-            // Whoever asked may have hung up; the entry is kept all the same.
+            // The sender may have hung up, but the entry is durable.
             let _ = reply.send(outcome);
         }
         for reply in batch.set_asides.into_iter().map(|entry| entry.reply).chain(batch.upkeep) {
@@ -306,7 +309,7 @@ impl Writer {
     }
 }
 
-/// Writes the low-water mark and clears what is old, or too much.
+/// Writes the low-water mark, and clears settled entries that are too old or exceed the size limit.
 fn upkeep(
     transaction: &Transaction<'_>,
     shared: &Shared,

@@ -1,17 +1,17 @@
-//! Bytes that a sender decides the number of.
+//! A buffer whose size the sender determines.
 
 use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use memmap2::MmapMut;
 
-/// Up to this size bytes come from the allocator; Gitea's bodies are a tenth of it.
+/// Up to this size, bytes come from the allocator. Gitea's bodies have about a tenth of it.
 pub(crate) const SMALL_BYTES: usize = 64 * 1024;
 
-/// Bytes that grow up to a size that is known beforehand. Many bytes have pages
-/// of their own: these cost nothing before they are written to, are never copied
-/// in order to grow, and go back to the system at once. The allocator would keep
-/// them, and would learn from the first large piece to keep even more.
+/// Bytes that grow up to a size that is known beforehand. A large buffer has its own mapped pages.
+/// They cost nothing until they are written to, are never copied to grow, and return to the system
+/// at once. The allocator would keep the memory, and would keep even more after the first large
+/// allocation.
 #[derive(Debug)]
 pub(crate) enum Buffer {
     Small(BytesMut),
@@ -30,10 +30,10 @@ impl Buffer {
         }
     }
 
-    /// Adds `data`; `most` is what this will ever hold.
+    /// Appends `data`. `most` is the largest size that the buffer will ever have.
     ///
     /// # Errors
-    /// There are no pages for it, or it is more than was told.
+    /// The pages cannot be mapped, or the data exceeds `most`.
     pub(crate) fn extend(&mut self, data: &[u8], most: usize) -> io::Result<()> {
         let whole = self.len() + data.len();
         if let Self::Small(bytes) = self {
@@ -61,10 +61,11 @@ impl Buffer {
     }
 }
 
-/// Pages of zeros.
+/// Maps zeroed pages.
 pub(crate) fn pages(bytes: usize) -> io::Result<MmapMut> {
     let pages = MmapMut::map_anon(bytes)?;
-    // A huge page would be taken whole for its first byte. Where there are none this fails.
+    // The first write to a huge page would occupy all of it. The call fails where there are no huge
+    // pages.
     #[cfg(target_os = "linux")]
     let _ = pages.advise(memmap2::Advice::NoHugePage);
     Ok(pages)

@@ -1,5 +1,5 @@
-//! Lanes: entries of one issue go out one after the other, those of
-//! different issues at the same time.
+//! Lanes: entries of one issue are published one after the other, entries of different issues at
+//! the same time.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,33 +14,34 @@ use crate::journal::{Entry, Issue, window};
 #[derive(Debug)]
 pub(super) struct Offer {
     pub(super) entry: Entry,
-    /// Not settled before, as far as this journal knows.
+    /// Whether the entry is unsettled, as far as this journal knows.
     pub(super) first: bool,
-    /// Of a settled entry: when the broker stored it at the earliest.
+    /// Earliest time at which the broker can have stored the entry. Set for settled entries only.
     pub(super) stored_at: Option<Timestamp>,
-    /// How long after that it may be offered again.
+    /// How long after `stored_at` the entry may be offered again.
     pub(super) age: Duration,
 }
 
 impl Offer {
-    /// Whether the broker may have forgotten that it has this entry.
+    /// Whether the broker may have forgotten the message id of this settled entry.
     pub(super) fn has_expired(&self, now: Timestamp) -> bool {
         let may_be_offered = |stored_at| window::may_be_offered(stored_at, now, self.age);
         !self.first && !self.stored_at.is_some_and(may_be_offered)
     }
 }
 
-/// What is in memory: one entry an issue under way, the others waiting behind it.
+/// Entries in memory. One entry per issue is under way, and the others wait behind it.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
-    /// Waiting entries by issue. An issue is here for as long as one of its entries is under way.
+    /// Waiting entries by issue. An issue has a key here for as long as one of its entries is under
+    /// way.
     waiting: HashMap<Issue, VecDeque<Offer>>,
     entries: usize,
     bytes: usize,
 }
 
 impl Lanes {
-    /// Takes an entry. Returns it when its lane is free; otherwise it waits.
+    /// Adds an entry. Returns it if its lane is free. Otherwise the entry waits.
     pub(super) fn offer(&mut self, offer: Offer) -> Option<Offer> {
         self.entries += 1;
         self.bytes += offer.entry.text_bytes;
@@ -56,7 +57,7 @@ impl Lanes {
         }
     }
 
-    /// Notes that `offer` is settled and returns the next one of its lane.
+    /// Records that `offer` is settled. Returns the next entry of its lane.
     pub(super) fn done(&mut self, offer: &Offer) -> Option<Offer> {
         self.entries -= 1;
         self.bytes -= offer.entry.text_bytes;

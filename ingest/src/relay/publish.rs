@@ -1,5 +1,5 @@
-//! One entry to the broker, again and again under the same message id until
-//! it is confirmed.
+//! Publishes one entry to the broker. It retries under the same message id until the broker
+//! confirms.
 
 use std::{
     collections::HashMap,
@@ -35,50 +35,51 @@ use crate::{
     settings::IngestSettings,
 };
 
-/// Waits before another attempt.
+/// Pauses between attempts.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-/// Room that is left in a message for headers, and for what the worker adds to it.
+/// Least number of bytes that stay free in a message, for headers and for what the worker adds.
 const LEAST_HEADROOM: usize = 2048;
-/// Room for the header that the client adds, `Nats-Expected-Stream`.
+/// Bytes for the header `Nats-Expected-Stream`, which the client adds.
 const CLIENT_HEADERS: usize = 64;
-/// Times that a broker may call a message too large before it is set aside: its limits may be
-/// others than those that were heard of last.
+/// How often the broker may refuse a message as too large before the entry is set aside. The limits
+/// that were read last may be outdated.
 const MAX_OVERSIZED: u32 = 3;
 
-/// What became of an entry.
+/// Result of publishing an entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Published {
-    /// The broker has it.
+    /// The broker has confirmed it.
     Confirmed,
-    /// No attempt will ever succeed, for this reason.
+    /// No attempt can succeed, for this reason.
     Refused(String),
-    /// Not yet; it is offered again.
+    /// The session ended first. The entry is offered again.
     Interrupted,
-    /// It was settled so long ago that the broker may have forgotten its id.
+    /// It was settled so long ago that the broker may have forgotten its message id.
     Expired,
 }
 
-/// Publishes entries.
 pub(super) struct Publisher {
     broker: Broker,
     source: String,
     streams: StreamsSettings,
     window: Arc<Window>,
-    /// What is known of the stream, until it is found to be another.
+    /// Cached properties of the stream. Cleared when an error shows that they may be outdated.
     stream: tokio::sync::Mutex<Option<Stream>>,
     failing: AtomicBool,
-    /// Of entries that were interrupted, by sequence: to be gone on with when they come again.
+    /// Publish spans of interrupted entries, by sequence. A span continues when its entry is
+    /// offered again.
     unfinished: Mutex<HashMap<i64, Ending>>,
     instruments: Arc<Instruments>,
 }
 
-/// The stream of events as it stands on the broker, which need not be as it was asked for.
+/// The stream of events as it is configured on the broker, which may differ from the requested
+/// configuration.
 #[derive(Clone, Copy)]
 struct Stream {
-    /// Number of the session that found it: the next one may be with another server.
+    /// Number of the session that read it, because the next session may be with another server.
     session: u64,
     dedup_window: Duration,
-    /// Largest message, headers included, if the stream has such a limit.
+    /// Largest message, including headers, if the stream has such a limit.
     max_message: Option<usize>,
 }
 
@@ -101,7 +102,8 @@ impl Publisher {
         }
     }
 
-    /// Sees to it that the stream is there. Returns its dedup window, once the broker says so.
+    /// Ensures that the stream exists, and retries until it does. Returns the stream's dedup
+    /// window.
     pub(super) async fn prepare(&self, session: &Session) -> Duration {
         let mut backoff = BACKOFF;
         loop {
@@ -114,7 +116,7 @@ impl Publisher {
         }
     }
 
-    /// Returns once the broker has the entry, or never will, or when the session is over.
+    /// Returns once the entry needs no further attempt, or once the session has ended.
     pub(super) async fn publish(&self, offer: &mut Offer, session: &Session) -> Published {
         let event = match event(&mut offer.entry) {
             Ok(event) => event,
@@ -122,7 +124,7 @@ impl Publisher {
         };
         let seq = offer.entry.seq;
         let mut ending = self.unfinished().remove(&seq).unwrap_or_else(|| {
-            // Offering again what is known to be there is upkeep and no part of the delivery's story.
+            // Offering a settled entry again is upkeep. It is not part of the delivery's trace.
             let span = if offer.first { publish_span(&offer.entry, &event) } else { Span::none() };
             Ending { span, error: Some("cut_short") }
         });
@@ -201,8 +203,8 @@ impl Publisher {
         }
     }
 
-    /// The message, with the event's texts cut where it would be too large for the server or the
-    /// stream.
+    /// The message. The event's texts are cut if the message would be too large for the server or
+    /// the stream.
     fn envelope(
         &self,
         entry: &Entry,
@@ -218,7 +220,8 @@ impl Publisher {
         };
         let (max_payload, max_message) = limits;
         let mut limit = max_payload.saturating_sub((max_payload / 8).max(LEAST_HEADROOM));
-        // JSON makes no text shorter: with one beyond the limit the whole need not be made.
+        // JSON encoding never shortens a text. So a body over the limit shows that the whole event
+        // is too large.
         if event.issue.body.len() <= limit {
             let whole = wrap(event)?;
             if let Some(max_message) = max_message {
@@ -235,7 +238,7 @@ impl Publisher {
         wrap(event)
     }
 
-    /// The stream, created if it is not there. One attempt does it while the others wait.
+    /// The stream, created if it is missing. One attempt looks it up while the others wait.
     async fn stream(&self, session: &Session) -> Result<Stream, StreamsError> {
         let mut known = self.stream.lock().await;
         match *known {
@@ -255,7 +258,7 @@ impl Publisher {
 
     fn confirmed(&self, offer: &Offer, ack: &PublishAck, sent_at: Timestamp) {
         let received_at = offer.entry.delivery.received_at;
-        // What the broker had already may have been stored at any time since the receipt.
+        // A duplicate may have been stored at any time since the delivery was received.
         let stored_at = if ack.duplicate { received_at } else { sent_at };
         self.window.confirm(offer.entry.seq, stored_at);
         let age = Timestamp::now().unix_micros() - received_at.unix_micros();
@@ -272,7 +275,7 @@ impl Publisher {
         self.failed(Some(&offer.entry), started, Causes(error).to_string());
     }
 
-    /// An outage is one line at its start and one at its end, however many deliveries wait.
+    /// An outage is logged once at its start and once at its end, however many deliveries wait.
     fn failed(&self, entry: Option<&Entry>, started: Instant, error: String) {
         self.instruments.publish_failed();
         let id = entry.map(|entry| field::display(entry.delivery.id));
@@ -289,8 +292,8 @@ impl Publisher {
     }
 }
 
-/// Marks a publish span as failed when it ends without a confirmation, also
-/// where a stop cuts it short: the next start publishes under another span.
+/// Marks a publish span as failed if it ends without a confirmation. This includes a span that a
+/// stop cuts short, because the next start publishes under another span.
 struct Ending {
     span: Span,
     error: Option<&'static str>,
@@ -310,7 +313,7 @@ fn too_large((max_payload, max_message): (usize, Option<usize>)) -> String {
     format!("larger than the {limit} bytes that the broker takes, even with its texts cut")
 }
 
-/// The typed event of a journal entry: taken, or read from its text.
+/// The typed event of a journal entry, from memory or parsed from its text.
 fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
     let text = match std::mem::replace(&mut entry.content, Content::Text(Vec::new())) {
         Content::Event(event) => return Ok(*event),

@@ -1,5 +1,5 @@
-//! What follows from an event, given what the handlers were told before.
-//! Pure: docs/ARCHITECTURE.md, "From events to changes", as one function.
+//! Derives the changes that follow from an event and the published state. It is one pure function
+//! for docs/ARCHITECTURE.md, "From events to changes".
 
 use contract::{
     change::{Change, ChangeKind},
@@ -8,23 +8,23 @@ use contract::{
 
 use super::state::IssueState;
 
-/// Hex digits of a body's digest that are remembered: 64 bits, within one second of one issue.
+/// Hex digits of a body's digest that are kept: 64 bits, within one second of one issue.
 const SEEN_DIGITS: usize = 16;
-/// Bodies of one second that are remembered. Eleven were seen in a recorded burst.
+/// Bodies of one second whose digests are kept. A recorded burst had eleven.
 const SEEN_MAX: usize = 256;
 
-/// What follows from an event.
+/// Result of comparing an event with the known state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Judgement {
-    /// Older than what is known.
+    /// Older than the known state.
     Stale,
-    /// This very body was seen already: another hook, a redelivery by hand.
+    /// This body was already seen, from another webhook or a manual redelivery.
     NothingNew,
-    /// Tell these changes, then remember this.
+    /// The changes to publish, and the state to save after that.
     New { changes: Vec<Change>, next: IssueState },
 }
 
-/// How an event stands to what is known, by the second of `updated_at`.
+/// Age of an event relative to the known state, by the second of `updated_at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
     Older,
@@ -32,11 +32,11 @@ enum Age {
     Newer,
 }
 
-/// Compares `event` with `known`; None means that nothing was ever told of this issue.
+/// Compares `event` with `known`. None means that nothing was ever published about this issue.
 pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement {
     let digest: String = event.delivery.body_sha256.chars().take(SEEN_DIGITS).collect();
     let age = known.map_or(Age::Newer, |state| age(state, event));
-    // Still so after an attempt that told a part of its changes.
+    // Also true after an attempt that published only a part of its changes.
     let first_seen = known.is_none_or(|state| !state.has_event());
     let unseen = unseen();
     let before = known.unwrap_or(&unseen);
@@ -50,11 +50,13 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement
     }
 
     let mut changes = differences(before, event);
-    // What is believed goes out before anything else, so with a part told it was told.
+    // The believed change is published first. So if a part of the changes was published, this one
+    // was too.
     if known.is_none() {
         believe_action(&mut changes, event);
     }
-    // Within one second the payload cannot say which of two that differ is the last.
+    // Within one second the payload does not show which of two different snapshots is the later
+    // one.
     let contradicts = age == Age::Same && !first_seen && !changes.is_empty();
     let in_doubt = contradicts || (age == Age::Same && before.in_doubt);
     for change in &mut changes {
@@ -62,7 +64,7 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement
         change.first_seen = first_seen;
     }
     let mut seen = if age == Age::Same { before.seen.clone() } else { Vec::new() };
-    // What has no second cannot be told from new by a later second either.
+    // A later second does not show that an event without a time is old.
     let mut undated = before.undated.clone();
     let remembered = if event.issue.updated_at.is_some() { &mut seen } else { &mut undated };
     remembered.push(digest);
@@ -72,7 +74,7 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement
     let next = IssueState {
         assignees: event.issue.assignee_logins(),
         state: event.issue.state,
-        // Unknown never replaces known.
+        // An unknown time never replaces a known one.
         updated_at: event.issue.updated_at.or(before.updated_at),
         in_doubt,
         seen,
@@ -83,8 +85,9 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement
     Judgement::New { changes, next }
 }
 
-/// `before` with only these changes told. For when a handler has failed after others had
-/// been told: what was told must not be told again, and the rest as if nothing had failed.
+/// `before` with only these changes applied, for a handler that failed after other changes were
+/// published. The published changes must not be published again. The rest must be handled as if
+/// nothing had failed.
 pub(crate) fn told_so_far(before: Option<&IssueState>, told: &[Change]) -> IssueState {
     let mut state = before.cloned().unwrap_or_else(unseen);
     for change in told {
@@ -100,7 +103,7 @@ pub(crate) fn told_so_far(before: Option<&IssueState>, told: &[Change]) -> Issue
     state
 }
 
-/// An issue that nothing is known of.
+/// The state of an issue about which nothing is known.
 fn unseen() -> IssueState {
     IssueState {
         assignees: Vec::new(),
@@ -114,8 +117,8 @@ fn unseen() -> IssueState {
     }
 }
 
-/// A time that Gitea leaves out (while an issue is being created) is unknown
-/// and never oldest, so it counts as the same second as whatever is known.
+/// Gitea leaves out the time while an issue is being created. Such an event is never the oldest, so
+/// it counts as the same second as the known state.
 fn age(known: &IssueState, event: &IssueEvent) -> Age {
     match (known.updated_at, event.issue.updated_at) {
         (Some(known), Some(event)) if event < known => Age::Older,
@@ -125,7 +128,7 @@ fn age(known: &IssueState, event: &IssueEvent) -> Age {
     }
 }
 
-/// The difference between what was told and the snapshot, in the order in which it goes out.
+/// The changes from the published state to the snapshot, in publishing order.
 fn differences(before: &IssueState, event: &IssueEvent) -> Vec<Change> {
     let now = event.issue.assignee_logins();
     let missing = |from: &[String], within: &[String]| {
@@ -162,8 +165,8 @@ fn differences(before: &IssueState, event: &IssueEvent) -> Vec<Change> {
     changes
 }
 
-/// Of an issue never seen before, the event's own action says what the
-/// snapshot cannot show: somebody was unassigned, or it had been closed.
+/// For an issue that was never seen before, the event's action shows what the snapshot cannot: that
+/// a user was unassigned, or that the issue had been closed.
 fn believe_action(changes: &mut Vec<Change>, event: &IssueEvent) {
     let kind = match (&event.action, event.issue.state) {
         (Action::Unassigned, _) => ChangeKind::Unassigned,

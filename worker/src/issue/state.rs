@@ -1,5 +1,5 @@
-//! What the handlers have been told of each issue, in the bucket of issue
-//! states, with the newest ones of this partition in memory.
+//! The published state of each issue, in the bucket of issue states. The newest states of this
+//! partition are cached in memory.
 
 use std::collections::HashMap;
 
@@ -12,39 +12,39 @@ use contract::{event::State, timestamp::Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// States in memory per partition; beyond it all are forgotten and read again.
+/// States cached per partition. Above this number the whole cache is cleared.
 const REMEMBERED: usize = 512;
 
-/// What the handlers have been told of one issue.
+/// The state of one issue according to the changes that were published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IssueState {
     /// Logins of the assignees.
     pub(crate) assignees: Vec<String>,
     pub(crate) state: State,
-    /// `updated_at` of the newest event. None: no event has told one yet.
+    /// `updated_at` of the newest event. None if no event had one yet.
     #[serde(default)]
     pub(crate) updated_at: Option<Timestamp>,
-    /// Two events of that second contradict each other.
+    /// Whether two events of that second contradict each other.
     #[serde(default)]
     pub(crate) in_doubt: bool,
-    /// Starts of the digests of the bodies seen of that second.
+    /// Prefixes of the digests of the bodies seen in that second.
     #[serde(default)]
     pub(crate) seen: Vec<String>,
-    /// Starts of the digests of the bodies seen without a time. They stay: one that comes
-    /// once more, after newer ones, would look like a new one.
+    /// Prefixes of the digests of the bodies seen without a time. They are kept, because such a
+    /// body would look new if it were delivered again after newer ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) undated: Vec<String>,
-    /// `owner/name#number`, for people who look into the bucket.
+    /// `owner/name#number`, for people who inspect the bucket.
     #[serde(default)]
     pub(crate) issue: String,
-    /// The delivery that it is due to; empty while no more than a part of the first one's
-    /// changes has been told.
+    /// The delivery that led to this state. Empty while only a part of the first delivery's changes
+    /// is published.
     #[serde(default)]
     pub(crate) delivery_id: String,
 }
 
 impl IssueState {
-    /// Whether all changes of at least one event have been told.
+    /// Whether all changes of at least one event are published.
     pub(crate) fn has_event(&self) -> bool {
         !self.delivery_id.is_empty()
     }
@@ -67,22 +67,22 @@ pub(crate) enum StateError {
     NotOpen,
 }
 
-/// What became of a write.
+/// Result of a write.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Saved {
     Done,
-    /// Somebody else wrote first: read again and decide anew.
+    /// Another writer was first. The caller reads the state again and compares anew.
     Conflict,
 }
 
 /// The states of one partition.
 ///
-/// Reading from the bucket is the largest cost of a message, so states are
-/// remembered. A remembered state holds for as long as nobody else can have
-/// written: the messages of a partition are numbered, and if this one's number
-/// follows the last one's that was handled here, no other worker had one in
-/// between. One that was received here and not handled proves nothing: a worker
-/// that slept may still have it in hand from an earlier attempt, and handle it when it wakes.
+/// Reading from the bucket is the largest cost of a message, so states are cached. A cached state
+/// is valid while no other worker can have written. The consumer numbers the messages of a
+/// partition. If the number of a message follows the number of the last message handled here, no
+/// other worker had a message in between. A message that was received here but not handled proves
+/// nothing: a suspended worker may still have it in hand from an earlier attempt, and handle it
+/// when it resumes.
 #[derive(Debug, Default)]
 pub(crate) struct IssueStates {
     store: Option<kv::Store>,
@@ -93,14 +93,14 @@ pub(crate) struct IssueStates {
 }
 
 impl IssueStates {
-    /// With a new stream of messages nothing is known of what happened since.
+    /// Clears the cache, because other workers may have written before this new stream of messages.
     pub(crate) fn start_over(&mut self, store: kv::Store) {
         self.store = Some(store);
         self.remembered.clear();
         self.handled = false;
     }
 
-    /// Notes that the partition's message with this number (the consumer's sequence) is in hand.
+    /// Records that the partition's message with this number (the consumer's sequence) is in hand.
     pub(crate) fn received(&mut self, number: u64) {
         let follows = self.handled && number == self.last_number + 1;
         if !follows || self.remembered.len() > REMEMBERED {
@@ -110,19 +110,19 @@ impl IssueStates {
         self.handled = false;
     }
 
-    /// Notes that the message in hand is handled: its state is written, or needs not be.
+    /// Records that the message in hand is handled: its state is written, or needs no write.
     pub(crate) fn handled(&mut self) {
         self.handled = true;
     }
 
-    /// The state of an issue and its revision. None if nothing was ever told of it.
+    /// The state of an issue and its revision. None if nothing was ever published about it.
     pub(crate) async fn get(&mut self, key: &str) -> Result<Option<(IssueState, u64)>, StateError> {
         if let Some(known) = self.remembered.get(key) {
             return Ok(Some(known.clone()));
         }
         let store = self.store.as_ref().ok_or(StateError::NotOpen)?;
-        // Of the leader and nobody else: any node of a cluster answers `entry`, also one that
-        // has not yet heard of the newest write.
+        // Only the leader is asked. Any node of a cluster may answer `entry`, even one that has not
+        // received the newest write yet.
         let subject = format!("{}{key}", store.prefix);
         let entry = match store.stream.get_last_raw_message_by_subject(&subject).await {
             Ok(entry) => entry,
@@ -140,14 +140,14 @@ impl IssueStates {
         Ok(Some((state, entry.sequence)))
     }
 
-    /// Writes a state in place of `revision`, or where there was none.
+    /// Replaces the state at `revision`, or creates the state if there was none.
     pub(crate) async fn save(
         &mut self,
         key: &str,
         state: IssueState,
         revision: Option<u64>,
     ) -> Result<Saved, StateError> {
-        // Until the write is confirmed nothing is certain.
+        // The cached state is uncertain until the write is confirmed.
         self.remembered.remove(key);
         let store = self.store.as_ref().ok_or(StateError::NotOpen)?;
         let value = Bytes::from(serde_json::to_vec(&state).map_err(StateError::Encode)?);
@@ -172,7 +172,8 @@ impl IssueStates {
     }
 }
 
-/// The key of an issue. Ids and not names, since a repository can be renamed.
+/// The key of an issue. It contains the repository's id and not its name, because a repository can
+/// be renamed.
 pub(crate) fn key(repository_id: i64, number: u64) -> String {
     format!("{repository_id}.{number}")
 }

@@ -1,7 +1,7 @@
-//! All partitions at once, one message of each in hand.
+//! Consumes all partitions at once, with at most one message of each in hand.
 //!
-//! Order per issue is the server's work (`max_ack_pending: 1`); this side only
-//! has to start over when the messages of a partition end.
+//! The server keeps the order per issue (`max_ack_pending: 1`). The worker only has to start over
+//! when the messages of a partition end.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,8 @@ use crate::{
     },
 };
 
-/// Waits before starting over. Without them a server that is electing a leader is flooded.
+/// Pause before a partition starts over. Without it, a server that elects a leader is flooded with
+/// requests.
 const PAUSE: Backoff = Backoff::new(Duration::from_millis(600), Duration::from_millis(600));
 
 /// Consumes all partitions until `stop`. Dropping the future ends them all.
@@ -50,7 +51,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     }
     while let Some(ended) = tasks.join_next_with_id().await {
         let Err(error) = ended else { continue };
-        // Its message comes again and, if that is what kills it, is parked in the end.
+        // The message is redelivered. If the message causes the panic, it is parked in the end.
         let Some(partition) = partitions.remove(&error.id()) else { continue };
         error!(%error, partition, "a handler panicked, starting the partition over");
         start(&mut tasks, &mut partitions, partition);
@@ -69,7 +70,7 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
         };
         let Err(error) = consumed else { continue };
         let error = context.broker.explain(started, Causes(&error).to_string());
-        // One line reports what meets all partitions at once.
+        // A failure can meet all partitions at once, so only partition 0 logs it as a warning.
         if partition.number == 0 {
             warn!(error, "cannot consume, starting over");
         } else {
@@ -79,11 +80,11 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
     }
 }
 
-/// What is kept of a partition from one connection to the next.
+/// State of a partition that outlives a connection.
 struct Partition {
     number: u8,
     states: IssueStates,
-    /// Where the last message that came in is settled.
+    /// Reply subject that settles the last message received.
     last: Option<Subject>,
 }
 
@@ -97,7 +98,7 @@ enum ConsumeError {
     Pull(#[from] PullError),
 }
 
-/// Handles one message after the other. Ok when told to stop.
+/// Handles one message after the other. Ok once `stop` is cancelled.
 async fn consume(
     context: &Context,
     session: &Session,
@@ -107,8 +108,8 @@ async fn consume(
     let store = context.prepare(session, partition.number).await?;
     partition.states.start_over(store);
     if let Some(last) = partition.last.take() {
-        // What was in hand when the connection went was not settled, or nobody knows. Handed back
-        // it comes again at once; one that is settled stays settled.
+        // The message that was in hand when the connection was lost may be unsettled. A nak
+        // redelivers it at once. If it is already settled, the nak has no effect.
         let back = session.client.publish(last, AckKind::Nak(None).into()).await;
         back.map_err(ConsumeError::HandBack)?;
     }
@@ -127,7 +128,7 @@ async fn consume(
     Ok(())
 }
 
-/// Processes a message and, while that takes long, tells the server that it is in hand.
+/// Processes a message. While that takes long, it reports progress to the server.
 async fn in_hand(
     context: &Context,
     session: &Session,

@@ -1,10 +1,10 @@
-//! One partition's messages, one at a time, and never one that nobody takes.
+//! Pulls the messages of one partition one at a time, and loses no message that the server sends.
 //!
-//! The client library's own stream of messages cannot be ended cleanly: what
-//! the server sends between the last look and the end of the subscription is
-//! lost until `ack_wait` is over, and its partition waits for it. Here at most
-//! one request is out, a short one, and it is seen to its end: by as many
-//! messages as were asked for, or by the server's word that there are no more.
+//! The client library's own stream of messages cannot be ended cleanly. A message that the server
+//! sends between the last poll and the end of the subscription is lost until `ack_wait` is over,
+//! and its partition waits for it. Here at most one request is out. It is short, and it is always
+//! completed: by as many messages as it asked for, or by the server's status that there are no
+//! more.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use tokio_util::sync::CancellationToken;
 use contract::names::{EVENTS, consumer_name};
 use service::broker::Session;
 
-/// Messages asked for at once. Only one is in flight whatever this is; asking for
-/// each would cost the server a quarter more.
+/// Messages per request. Only one message is in flight in any case. One request per message would
+/// cost the server a quarter more.
 const MESSAGES: usize = 64;
-/// How long the server serves a request. A stop takes as long, and an idle
-/// worker asks once for each partition within it.
+/// How long the server serves a request. A stop takes up to this time. An idle worker sends one
+/// request per partition in this time.
 const EXPIRES: Duration = Duration::from_secs(1);
-/// How much later its word may come before the request counts as lost.
+/// How much later than `EXPIRES` the server's status may arrive before the request counts as lost.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// Why there are no more messages. Start over with a new [`Pull`].
+/// Why there are no more messages. The caller starts over with a new [`Pull`].
 #[derive(Debug, Error)]
 pub(crate) enum PullError {
     #[error("subscribe to a reply subject")]
@@ -51,13 +51,13 @@ pub(crate) struct Pull {
     replies: Subscriber,
     inbox: String,
     request_subject: String,
-    /// Messages that the server still owes us.
+    /// Messages that the server may still send for the current request.
     left: usize,
     stop: CancellationToken,
 }
 
 impl Pull {
-    /// Subscribes. Nothing more is asked for once `stop` is cancelled.
+    /// Subscribes to the reply subject. Once `stop` is cancelled, no further request is sent.
     pub(crate) async fn start(
         session: &Session,
         partition: u8,
@@ -78,7 +78,7 @@ impl Pull {
         })
     }
 
-    /// The next message. None once told to stop, when no request is out any more.
+    /// The next message. None once `stop` is cancelled and no request is out.
     pub(crate) async fn next(&mut self) -> Result<Option<Message>, PullError> {
         loop {
             if self.left == 0 {
@@ -95,7 +95,7 @@ impl Pull {
                     let context = self.jetstream.clone();
                     return Ok(Some(Message { message: reply, context }));
                 }
-                // It has expired.
+                // The request has expired.
                 Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => self.left = 0,
                 Some(status) => {
                     let reason = reply.description.unwrap_or_else(|| status.to_string());
@@ -105,7 +105,7 @@ impl Pull {
         }
     }
 
-    /// What is asked for is nats-server's `JSApiConsumerGetNextRequest`.
+    /// The request is nats-server's `JSApiConsumerGetNextRequest`.
     async fn ask(&mut self) -> Result<(), PullError> {
         let (subject, inbox) = (self.request_subject.clone(), self.inbox.clone());
         let request = format!("{{\"batch\":{MESSAGES},\"expires\":{}}}", EXPIRES.as_nanos());

@@ -1,4 +1,4 @@
-//! Parking a message that cannot be handled, so that what is behind it goes on.
+//! Parks a message that cannot be handled, so that the messages behind it continue.
 
 use async_nats::jetstream::{Message, context::PublishError};
 use contract::{
@@ -18,7 +18,7 @@ pub(crate) enum ParkError {
     Publish(#[from] PublishError),
 }
 
-/// Writes a message to the stream of dead letters. Returns once the broker has it.
+/// Publishes a message to the stream of dead letters. Returns once the broker has confirmed it.
 pub(crate) async fn park(
     session: &Session,
     message: &Message,
@@ -36,8 +36,9 @@ pub(crate) async fn park(
     let letter = |headers: &Headers, payload| {
         dead_letter::park(&message.subject, headers, payload, &history)
     };
-    // A letter that never fits would hold up its partition. The payload stays where it is for as
-    // long as its own stream keeps it.
+    // A dead letter that the broker never accepts would block its partition. So it is tried again
+    // without the payload, and then without the headers. The payload stays in its own stream for as
+    // long as that stream keeps it.
     let mut letters = [
         letter(&headers, message.payload.to_vec()),
         letter(&headers, Vec::new()),

@@ -1,17 +1,16 @@
-//! What a handler or a step before it has come to. What then becomes of the message is decided
-//! in `settle`.
+//! Result of a handler, or of a step before it. `settle` decides how the message is settled.
 
 use strum::IntoStaticStr;
 
-/// What an attempt at an event came to, for its log line and for metrics.
+/// Result of an attempt at an event, for its log line and for metrics.
 #[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Verdict {
-    /// Older than what is known.
+    /// Older than the known state.
     Stale,
-    /// This very body was seen already.
+    /// This body was already seen.
     NothingNew,
-    /// Remembered, without a change.
+    /// The state was saved, and nothing changed.
     Unchanged,
     /// Changes were published.
     Changed,
@@ -20,20 +19,20 @@ pub(crate) enum Verdict {
     TooManyAttempts,
 }
 
-/// A cause, with its own causes.
+/// An error, with its own causes.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a handler or a step before it has come to.
+/// Result of a handler, or of a step before it.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Done, or nothing to do.
+    /// Done, or nothing had to be done.
     Done,
-    /// Failed, and may pass.
+    /// Failed, but may succeed later.
     Transient(Cause),
-    /// Failed, and will fail again.
+    /// Failed, and every retry would fail.
     Permanent(Cause),
-    /// The message is no event that this program can read.
+    /// The message is not an event that this program can read.
     Undecodable(Cause),
-    /// It was tried too often, whatever stopped it.
+    /// All attempts are used up, regardless of the cause.
     TooManyAttempts,
 }

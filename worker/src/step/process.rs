@@ -1,8 +1,8 @@
-//! One message: decode, compare, tell, remember. What then becomes of the
-//! message itself is decided in `settle`.
+//! Processes one message: decodes the event, compares it with the state, publishes the changes, and
+//! saves the new state. `settle` decides how the message itself is settled.
 //!
-//! Order of writing: change, then state, then ack. A crash in between repeats
-//! the same change under the same message id.
+//! Order of writes: change, then state, then ack. A crash in between repeats the same change under
+//! the same message id.
 
 use std::time::Instant;
 
@@ -29,25 +29,26 @@ use crate::{
     },
 };
 
-/// How often a state that somebody else wrote meanwhile is judged anew in one attempt.
+/// Comparisons of an event within one attempt. After a conflicting write of the state, the event is
+/// compared again.
 const JUDGEMENTS: usize = 5;
 
-/// What came of a message.
+/// Result of processing a message.
 #[derive(Debug)]
 pub(crate) struct Processed {
     pub(crate) outcome: Outcome,
     pub(crate) verdict: Verdict,
-    /// The changes published, in short.
+    /// Summary of the published changes.
     pub(crate) changes: String,
     pub(crate) in_doubt: bool,
-    /// The event, where the message was one.
+    /// The event, if the message could be decoded.
     pub(crate) event: Option<Box<IssueEvent>>,
-    /// Which attempt this was, from 1.
+    /// Number of this attempt, from 1.
     pub(crate) attempt: u64,
     pub(crate) started: Instant,
 }
 
-/// The span of a message: child of the publish span, and linked to it.
+/// The span of a message: a child of the publish span, with a link to it.
 pub(crate) fn span(message: &Message) -> Span {
     let parent = traceparent(message);
     let span = info_span!(
@@ -67,14 +68,14 @@ pub(crate) fn span(message: &Message) -> Span {
         trace::make_child(&span, &parent);
         span.add_link(trace::span_context(&parent));
     }
-    // Set here, so that a message that cannot be read has them too.
+    // Set before decoding, so that an undecodable message has them too.
     if trace::is_sampled(&span) {
         set_attributes(&span, message);
     }
     span
 }
 
-/// Processes a message, inside its span.
+/// Runs inside the message's span.
 pub(crate) async fn process(
     context: &Context,
     session: &Session,
@@ -113,7 +114,7 @@ pub(crate) async fn process(
     };
     describe(event);
     if processed.attempt > context.max_attempts {
-        // Before handling: whoever handled it before may have died of it.
+        // Checked before handling, because an earlier attempt may have crashed its worker.
         processed.verdict = Verdict::TooManyAttempts;
         processed.outcome = Outcome::TooManyAttempts;
         return processed;
@@ -175,8 +176,8 @@ async fn judge_and_tell(
     (Verdict::Failed, String::new(), false, Outcome::Transient(error))
 }
 
-/// After a failure, remembers the changes that were told before it, so that
-/// they are not told again as part of a later event. Returns what went wrong with that.
+/// After a failure, saves the changes that were published before it, so that a later event does not
+/// publish them again. Returns an outcome if the state could not be saved.
 async fn remember_told(
     states: &mut IssueStates,
     key: &str,
@@ -202,7 +203,7 @@ fn traceparent(message: &Message) -> Option<Traceparent> {
     message.headers.as_ref()?.get(TRACEPARENT)?.as_str().parse().ok()
 }
 
-/// Puts on the span, and so on every log line within it, what the message is about.
+/// Records the event's fields on the span, and so on every log line within it.
 fn describe(event: &IssueEvent) {
     let span = Span::current();
     record_all!(

@@ -1,5 +1,5 @@
-//! What becomes of a message: the one place that acks, sends back and parks,
-//! and that reports a delivery's fate.
+//! Settles a message. This is the only place that acks, naks and parks processed messages, and that
+//! reports a delivery's outcome.
 
 use std::time::Duration;
 
@@ -11,21 +11,22 @@ use tracing::{Span, error, info, warn};
 use super::{dead_letter, outcome::Outcome, process::Processed};
 use crate::context::Context;
 
-/// Waits before another attempt. A message that waits holds up its partition, so not too long.
+/// Delays before another attempt. A message that waits blocks its partition, so the delays are
+/// short.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
-/// What is done with a message.
+/// How a message is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settlement {
-    /// It is over.
+    /// The message is finished.
     Ack,
-    /// It comes again after this time.
+    /// The message is redelivered after this delay.
     Retry(Duration),
-    /// It is parked, then acked.
+    /// The message is parked as a dead letter, then acked.
     DeadLetter(Reason),
 }
 
-/// The table. `attempt` counts from 1.
+/// The settlement of each outcome. `attempt` counts from 1.
 pub(crate) fn settlement(outcome: &Outcome, attempt: u64, max_attempts: u64) -> Settlement {
     match outcome {
         Outcome::Done => Settlement::Ack,
@@ -43,7 +44,7 @@ fn retry_delay(attempt: u64) -> Duration {
     RETRY.ceiling(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
 }
 
-/// Settles a message, inside its span.
+/// Runs inside the message's span.
 pub(crate) async fn settle(
     context: &Context,
     session: &Session,
@@ -64,7 +65,7 @@ pub(crate) async fn settle(
             match dead_letter::park(session, message, &error, processed.attempt).await {
                 Ok(()) => settlement,
                 Err(error) => {
-                    // Nothing is dropped: it comes again until it can be parked.
+                    // The message is redelivered until it can be parked, so that it is not lost.
                     error!(error = %Causes(&error), reason = reason.as_str(), "cannot park a dead letter");
                     Settlement::Retry(retry_delay(processed.attempt))
                 }
@@ -94,7 +95,7 @@ fn cause(outcome: &Outcome) -> Option<String> {
     }
 }
 
-/// One info line says what became of a delivery here. A retry is no fate yet.
+/// Logs the outcome of a delivery as one info line. A retry is not an outcome yet.
 fn report(context: &Context, settlement: Settlement, processed: &Processed) {
     let Processed { changes, in_doubt, attempt, started, event, .. } = processed;
     let verdict: &str = processed.verdict.into();

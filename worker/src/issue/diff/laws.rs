@@ -1,5 +1,5 @@
-//! What must hold of [`judge`] whatever comes. The property tests and the
-//! fuzzer bring the events, and both ask here.
+//! Properties of [`judge`] that hold for all events. The property tests and the fuzzer supply the
+//! events, and both check the properties here.
 
 use std::collections::BTreeSet;
 
@@ -26,20 +26,20 @@ const ACTIONS: [&str; 12] = [
 ];
 const LOGINS: [&str; 4] = ["bot", "tom", "li-wei", "maria"];
 
-/// An event in short. Two that are equal stand for one body, delivered twice.
+/// Short form of an event. Two equal sketches stand for one body that is delivered twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Sketch {
     pub(crate) action: &'static str,
     pub(crate) assignees: Vec<&'static str>,
     pub(crate) closed: bool,
-    /// None: Gitea leaves it out.
+    /// None if Gitea leaves it out.
     pub(crate) second: Option<u8>,
-    /// What else is in the body.
+    /// The rest of the body.
     pub(crate) rest: u8,
 }
 
 impl Sketch {
-    /// Any bytes are an event, in few issues' worth of seconds, logins and bodies.
+    /// Any bytes give an event. Seconds, logins and bodies come from small sets.
     pub(crate) fn of_bytes([action, who, rest]: [u8; 3]) -> Self {
         let mut assignees: Vec<_> = LOGINS
             .into_iter()
@@ -49,7 +49,7 @@ impl Sketch {
         if let Some(first) = assignees.first().copied() {
             let by = usize::from(who >> 4 & 3) % assignees.len();
             assignees.rotate_left(by);
-            // One listed twice: Gitea does not, but nothing here may stumble over it.
+            // Gitea lists no login twice, but a duplicate must not break anything.
             if who >> 6 == 3 {
                 assignees.push(first);
             }
@@ -74,13 +74,13 @@ impl Sketch {
         event
     }
 
-    /// What a handler sees of it.
+    /// The part of the event that a handler sees.
     pub(crate) fn snapshot(&self) -> (BTreeSet<&str>, bool) {
         (self.assignees.iter().copied().collect(), self.closed)
     }
 }
 
-/// Not SHA-256, but as good as that for telling the bodies of a test apart.
+/// Not SHA-256, but sufficient to distinguish the bodies of a test.
 fn digest(text: &str) -> String {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -88,14 +88,14 @@ fn digest(text: &str) -> String {
     format!("{hash:016x}").repeat(4)
 }
 
-/// What came of events one after the other.
+/// Result of judging a sequence of events.
 #[derive(Debug, Default)]
 pub(crate) struct Story {
     pub(crate) state: Option<IssueState>,
     pub(crate) told: Vec<Change>,
 }
 
-/// Judges events in this order, and checks what holds of each step.
+/// Judges events in this order, and checks the properties of each step.
 pub(crate) fn story(sketches: &[Sketch]) -> Story {
     let mut story = Story::default();
     for (n, sketch) in sketches.iter().enumerate() {
@@ -108,7 +108,7 @@ pub(crate) fn story(sketches: &[Sketch]) -> Story {
     story
 }
 
-/// Judges one event, and checks all that holds of one step.
+/// Judges one event, and checks all properties of one step.
 pub(crate) fn step(
     known: Option<&IssueState>,
     event: &IssueEvent,
@@ -125,7 +125,8 @@ pub(crate) fn step(
         }
         Judgement::NothingNew => {
             let known = known.expect("all is new where nothing is known");
-            // A body says with its time which of the two it stands in, a state of the bucket may not.
+            // The body's time decides which of the two lists holds it. A state from the bucket may
+            // differ.
             let mut seen = known.seen.iter().chain(&known.undated);
             assert!(seen.any(|start| digest.starts_with(start.as_str())));
             return None;
@@ -186,7 +187,7 @@ fn check_next(known: Option<&IssueState>, event: &IssueEvent, next: &IssueState)
     assert_eq!(&serde_json::from_slice::<IssueState>(&json).expect("own JSON"), next);
 }
 
-/// The state of an issue as whoever listens to changes has it.
+/// The state of an issue as a subscriber to changes sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Told {
     assignees: BTreeSet<String>,
@@ -201,8 +202,8 @@ impl Told {
         })
     }
 
-    /// Applies a change, which must be one that is possible. Of an issue that nothing at all is
-    /// known of the action is `believed`, and of no other.
+    /// Applies a change, which must be possible in this state. The action is `believed` only for an
+    /// issue about which nothing is known.
     fn apply(&mut self, change: &Change, believed: bool) {
         let Change { kind, added, removed, .. } = change;
         let (adds, removes) = (!added.is_empty(), !removed.is_empty());
@@ -226,8 +227,8 @@ impl Told {
     }
 }
 
-/// Checks what a story ends in, whatever the order: the newest second's
-/// snapshot, or a doubt for which there is a reason.
+/// Checks the final state of a story, in any order of delivery: it is the newest second's snapshot,
+/// or a doubt for which there is a reason.
 pub(crate) fn check_end(delivered: &[Sketch], end: Option<&IssueState>) {
     let Some(end) = end else {
         assert!(delivered.is_empty(), "something was delivered, and nothing is known");

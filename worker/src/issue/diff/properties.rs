@@ -1,4 +1,4 @@
-//! The laws of the comparison, tried on stories that nobody thought of.
+//! Tests the properties of the comparison on random stories.
 
 use std::collections::HashSet;
 
@@ -14,8 +14,8 @@ fn known_second() -> impl Strategy<Value = Sketch> {
     sketch().prop_map(|sketch| Sketch { second: sketch.second.or(Some(0)), ..sketch })
 }
 
-/// What happened to one issue, in the order in which it did: time never goes
-/// back, but a second can see several changes.
+/// The events of one issue in their true order. Time never goes back, but one second can have
+/// several changes.
 fn history(longest_pause: u8) -> impl Strategy<Value = Vec<Sketch>> {
     let shortest_pause = u8::from(longest_pause > 1);
     vec((sketch(), shortest_pause..=longest_pause), 1..16).prop_map(|steps| {
@@ -28,7 +28,7 @@ fn history(longest_pause: u8) -> impl Strategy<Value = Vec<Sketch>> {
     })
 }
 
-/// A history of which the last part was lost, and the rest came in any order and several times over.
+/// A history that lost its last part. The rest is delivered in any order, and several times.
 fn delivered(longest_pause: u8) -> impl Strategy<Value = (Vec<Sketch>, Vec<Sketch>)> {
     history(longest_pause)
         .prop_flat_map(|history| {
@@ -47,7 +47,7 @@ fn delivered(longest_pause: u8) -> impl Strategy<Value = (Vec<Sketch>, Vec<Sketc
         })
 }
 
-/// Any events, bodies without a time and bodies that come again among them.
+/// Any events, including bodies without a time and repeated bodies.
 fn any_delivered() -> impl Strategy<Value = Vec<Sketch>> {
     (vec(sketch(), 1..24), vec(any::<prop::sample::Index>(), 0..24)).prop_flat_map(
         |(events, copies)| {

@@ -1,8 +1,8 @@
 use super::*;
 use contract::{event, event::User, timestamp::Timestamp};
 
-/// `action [assignees] state second #body`: an event in short. Second `-` is
-/// unknown; the body's number stands for its digest, by default the text itself.
+/// Short form of an event: `action [assignees] state second #body`. Second `-` is unknown. The text
+/// after `#` stands for the digest, by default the whole short form.
 fn event(short: &str) -> IssueEvent {
     let (short, body) = short.split_once(" #").unwrap_or((short, short));
     let (action, rest) = short.split_once(" [").expect(short);
@@ -20,7 +20,7 @@ fn event(short: &str) -> IssueEvent {
     event
 }
 
-/// Judges a story event by event, and says in short what followed from each.
+/// Judges the events one by one, and returns the result of each in short form.
 fn story(events: &[&str]) -> Vec<String> {
     let mut known: Option<IssueState> = None;
     events
@@ -92,7 +92,7 @@ fn of_an_issue_never_seen_the_action_is_believed_as_well() {
         ("reopened [] open 0", "reopened*"),
         ("reopened [bot] open 0", "reopened*, assigned +bot*"),
         ("closed [] closed 0", "closed*"),
-        // A snapshot that contradicts its action is believed rather than the action.
+        // If a snapshot contradicts its action, the snapshot is believed.
         ("reopened [] closed 0", "closed*"),
         ("closed [] open 0", ""),
         ("assigned [] open 0", ""),
@@ -148,7 +148,8 @@ fn three_at_once_as_1_25_and_as_1_27_tell_it() {
 
 #[test]
 fn unknown_time_is_never_oldest() {
-    // Creation with assignees on 1.25: both come before `opened`, without a time.
+    // An issue is created with assignees on Gitea 1.25. Both `assigned` events precede `opened` and
+    // have no time.
     check(&[
         ("assigned [bot] open -", "assigned +bot*"),
         ("assigned [bot tom] open -", "assigned +tom? (in doubt)"),
@@ -157,7 +158,7 @@ fn unknown_time_is_never_oldest() {
         ("assigned [bot] open - #late", "nothing new"),
         ("edited [bot tom] open 0", "stale"),
         ("edited [bot tom] open 2", "assigned +tom"),
-        // Once more: by another hook, or from a worker that slept while others went on.
+        // Redelivered by another webhook, or by a worker that was suspended while others continued.
         ("assigned [bot] open - #late", "nothing new"),
         ("assigned [bot] open -", "nothing new"),
     ]);
