@@ -10,9 +10,9 @@ use rusqlite::Connection;
 use super::JournalError;
 
 /// Page size, in bytes: three typical compressed bodies. A commit of one delivery writes two pages.
-const PAGE_BYTES: u32 = 8 * 1024;
+const PAGE_BYTES: u32 = 16 * 1024;
 /// Pages in the WAL that trigger a checkpoint: 4 MiB, which takes some milliseconds.
-const WAL_PAGES: u32 = 512;
+const WAL_PAGES: u32 = 256;
 /// Page cache, in KiB.
 const CACHE_KIB: i64 = 2048;
 

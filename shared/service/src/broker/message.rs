@@ -1,7 +1,9 @@
 //! The contract's envelopes and headers, as types of the NATS client.
 
+use std::borrow::Cow;
+
 use async_nats::{
-    HeaderMap,
+    HeaderMap, HeaderName,
     jetstream::{context::PublishError, message::PublishMessage, publish::PublishAck},
 };
 use contract::envelope::{Envelope, Headers};
@@ -20,16 +22,19 @@ impl Session {
     ) -> Result<PublishAck, PublishError> {
         let message = PublishMessage::build()
             .payload(envelope.payload.into())
-            .headers(header_map(&envelope.headers))
+            .headers(header_map(envelope.headers))
             .expected_stream(stream);
         self.jetstream.send_publish(envelope.subject, message).await?.await
     }
 }
 
-fn header_map(headers: &Headers) -> HeaderMap {
+fn header_map(headers: Headers) -> HeaderMap {
     let mut map = HeaderMap::new();
-    for (name, value) in &headers.0 {
-        map.append(&**name, value.as_str());
+    for (name, value) in headers.0 {
+        match name {
+            Cow::Borrowed(name) => map.append(HeaderName::from_static(name), value),
+            Cow::Owned(name) => map.append(name, value),
+        }
     }
     map
 }
