@@ -101,13 +101,16 @@ impl Webhook {
     ) -> Result<Fate, Refusal> {
         // A delivery without a supported content type and a well-formed signature is refused before
         // its body is read.
-        if let Err(refusal) = claim(&headers) {
-            self.bodies.discard(&headers, body);
-            return Err(refusal);
-        }
+        let claim = match claim(&headers) {
+            Ok(claim) => claim,
+            Err(refusal) => {
+                self.bodies.discard(&headers, body);
+                return Err(refusal);
+            }
+        };
         let body = self.bodies.read(&headers, body).await.map_err(Refusal::Body)?;
         let received_at = Timestamp::now();
-        let entry = match self.verify_and_parse(headers, body, received_at).await? {
+        let entry = match self.verify_and_parse(headers, claim, body, received_at).await? {
             Ok(entry) => entry,
             Err(ignored) => return Ok(ignored),
         };
@@ -121,6 +124,7 @@ impl Webhook {
     async fn verify_and_parse(
         &self,
         headers: Headers,
+        (content_type, signature): Claim,
         body: HeldBody,
         received_at: Timestamp,
     ) -> Result<Result<NewEntry, Fate>, Refusal> {
@@ -128,7 +132,6 @@ impl Webhook {
         let large = body.bytes.len() >= LARGE_BODY_BYTES;
         let (verifier, instruments) = (Arc::clone(&self.verifier), Arc::clone(&self.instruments));
         let work = move || {
-            let (content_type, signature) = claim(&headers)?;
             let verified = verifier
                 .verify(content_type, &signature, body.bytes.freeze())
                 .map_err(Refusal::Signature)?;
@@ -158,7 +161,9 @@ impl Webhook {
 }
 
 /// Content type and signature from the headers. Both are unverified.
-fn claim(headers: &Headers) -> Result<(ContentType, [u8; 32]), Refusal> {
+type Claim = (ContentType, [u8; 32]);
+
+fn claim(headers: &Headers) -> Result<Claim, Refusal> {
     let content_type = headers.content_type.ok_or(Refusal::ContentType)?;
     Ok((content_type, headers.signature.map_err(Refusal::Signature)?))
 }
