@@ -67,7 +67,7 @@ impl Relay {
         while let Err(error) = self.relay(&stop).await {
             error!(error = %Causes(&error), "cannot read the journal, trying on; nothing is published meanwhile");
             tokio::select! {
-                () = tokio::time::sleep(pause.next_wait()) => {}
+                () = pause.wait() => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -174,7 +174,7 @@ impl Relay {
         let trace_id = trace_id_text(id);
         while let Err(error) = self.journal.set_aside(seq, id, reason.clone()).await {
             error!(gitea.delivery.id = %id, trace_id, seq, %error, "cannot set an entry aside, trying on");
-            tokio::time::sleep(pause.next_wait()).await;
+            pause.wait().await;
         }
     }
 }

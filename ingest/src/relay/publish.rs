@@ -112,7 +112,7 @@ impl Publisher {
                 Ok(stream) => return stream.dedup_window,
                 Err(error) => self.failed(None, started, Causes(&error).to_string()),
             }
-            tokio::time::sleep(backoff.next_wait()).await;
+            backoff.wait().await;
         }
     }
 
@@ -167,7 +167,7 @@ impl Publisher {
                 Ok(stream) => stream,
                 Err(error) => {
                     self.failed(Some(&offer.entry), started, Causes(&error).to_string());
-                    tokio::time::sleep(backoff.next_wait()).await;
+                    backoff.wait().await;
                     continue;
                 }
             };
@@ -199,7 +199,7 @@ impl Publisher {
                 }
                 Refusal::Away => self.attempt_failed(offer, started, &error),
             }
-            tokio::time::sleep(backoff.next_wait()).await;
+            backoff.wait().await;
         }
     }
 

@@ -18,10 +18,15 @@ impl Backoff {
 
     /// The wait after one more failure. It is random, from half of the ceiling to the ceiling, so
     /// that clients which failed together do not retry together.
-    pub fn next_wait(&mut self) -> Duration {
+    fn next_wait(&mut self) -> Duration {
         let ceiling = self.ceiling(self.failed);
         self.failed = self.failed.saturating_add(1);
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    /// Waits after one more failure, and the next time longer.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next_wait()).await;
     }
 
     /// The longest wait after `failed` failures, counted from 0.

@@ -225,7 +225,7 @@ impl Keeper {
                 Err(error) => self.report(&server, &error),
             }
             turn += 1;
-            tokio::time::sleep(backoff.next_wait()).await;
+            backoff.wait().await;
         }
     }
 

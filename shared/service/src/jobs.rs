@@ -61,14 +61,16 @@ impl Job {
             let span =
                 info_span!(target: trace::TRACES_ONLY, parent: None, "job", otel.name = self.name);
             let done = work().instrument(span).await;
-            duration.record(started.elapsed().as_secs_f64(), &named("done")[..1]);
-            (wait, _) = match &done {
-                Ok(()) => (self.interval, runs.add(1, &named("done"))),
+            duration.record(started.elapsed().as_secs_f64(), &[KeyValue::new("job", self.name)]);
+            let outcome;
+            (outcome, wait) = match &done {
+                Ok(()) => ("done", self.interval),
                 Err(error) => {
                     debug!(job = self.name, error = %Causes(error), "a job failed");
-                    (self.retry, runs.add(1, &named("failed")))
+                    ("failed", self.retry)
                 }
             };
+            runs.add(1, &named(outcome));
         }
     }
 }

@@ -60,6 +60,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 
 async fn partition_until(context: Arc<Context>, partition: u8, stop: CancellationToken) {
     let mut partition = Partition { number: partition, states: IssueStates::default(), last: None };
+    let mut pause = PAUSE;
     while !stop.is_cancelled() {
         let started = Instant::now();
         let consumed = tokio::select! {
@@ -76,7 +77,7 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
         } else {
             debug!(error, partition = partition.number, "cannot consume, starting over");
         }
-        tokio::time::sleep({ PAUSE }.next_wait()).await;
+        pause.wait().await;
     }
 }
 
