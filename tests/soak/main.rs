@@ -56,7 +56,7 @@ async fn soak(args: &Args) -> ExitCode {
     let exe = std::env::current_exe().expect("this program's file");
     let nats = Nats::start().await;
     let data = tests::temp_dir();
-    let kept = [&MINUTE[..], &["--journal-retention-secs", "60"]].concat();
+    let kept = [&MINUTE[..], &["--journal-retention-secs", "57"]].concat();
     let ingest = ingest_with(&exe, &nats, data.path(), &kept);
     let workers = [(); 2].map(|()| worker_with(&exe, &nats, &MINUTE));
     let address = ingest.address_in("ingest listens").await;

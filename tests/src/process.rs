@@ -65,11 +65,19 @@ impl Process {
     }
 
     /// Waits for a line that contains `text` and returns it.
+    ///
+    /// # Panics
+    /// At the deadline, with the last lines that the process printed.
     pub async fn line_with(&self, text: &str) -> String {
-        wait::until(&format!("a line with {text:?}"), || async {
+        let line = wait::try_until(|| async {
             self.output().lines().find(|line| line.contains(text)).map(str::to_owned)
+        });
+        line.await.unwrap_or_else(|| {
+            let output = self.output();
+            let last = output.lines().rev().take(20).collect::<Vec<_>>();
+            let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+            panic!("waited in vain for a line with {text:?}; the process printed last:\n{last}")
         })
-        .await
     }
 
     /// The address in the JSON log line with `message`.

@@ -14,16 +14,23 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Panics
 /// At the deadline.
-pub async fn until<T, F: Future<Output = Option<T>>>(
-    what: &str,
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, probe: impl FnMut() -> F) -> T {
+    let value = try_until(probe).await;
+    value.unwrap_or_else(|| panic!("waited {DEADLINE:?} in vain for: {what}"))
+}
+
+/// Waits until `probe` returns something, and returns it. None at the deadline.
+pub async fn try_until<T, F: Future<Output = Option<T>>>(
     mut probe: impl FnMut() -> F,
-) -> T {
+) -> Option<T> {
     let started = Instant::now();
     loop {
         if let Some(value) = probe().await {
-            return value;
+            return Some(value);
         }
-        assert!(started.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain for: {what}");
+        if started.elapsed() >= DEADLINE {
+            return None;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
