@@ -1,10 +1,6 @@
 //! Each way in which a worker settles a message, and messages that no broker takes.
 
-use async_nats::jetstream::{
-    AckKind,
-    consumer::PullConsumer,
-    stream::{Config, DiscardPolicy},
-};
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use contract::{dead_letter, names, subject};
 use service::broker::message::headers;
 use tests::{
@@ -75,6 +71,16 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     assert_eq!(system.worker.total("coordinator_dead_letters_total", "undecodable").await, 2.0);
 }
 
+/// Makes the stream of changes refuse every message, or take messages of any size.
+async fn refuse_changes(system: &System, refuse: bool) {
+    let stream = system.js.get_stream(names::CHANGES).await.expect("the stream of changes");
+    let config = Config {
+        max_message_size: if refuse { 100 } else { -1 },
+        ..stream.cached_info().config.clone()
+    };
+    system.js.update_stream(config).await.expect("update the stream");
+}
+
 /// Makes the stream of changes take this many more messages, or any number.
 async fn leave_room(system: &System, changes: Option<i64>) {
     let stream = system.js.get_stream(names::CHANGES).await.expect("the stream of changes");
@@ -90,7 +96,7 @@ async fn leave_room(system: &System, changes: Option<i64>) {
 
 async fn tried_again(system: &System, times: f64) {
     wait::until("more attempts", || async {
-        let again = system.worker.total("coordinator_redeliveries_total", "").await;
+        let again = system.worker.total("coordinator_retries_total", "").await;
         (again >= times).then_some(())
     })
     .await;
@@ -129,16 +135,31 @@ async fn what_fails_half_way_is_gone_on_with_as_if_it_had_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriven() {
+async fn a_broker_that_fails_uses_up_no_attempts() {
     let system = System::start_with(&[], &["--max-attempts", "2"]).await;
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
     system.settled(1).await;
     leave_room(&system, Some(0)).await;
     system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
-    let letter = dead_letters(&system, 1).await.remove(0);
-    assert_eq!(letter.header(dead_letter::ATTEMPTS), "2");
+    tried_again(&system, 5.0).await;
     leave_room(&system, None).await;
-    // The next event of the issue also publishes what was parked: it is compared with what was
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "unassigned -bot"]);
+    assert_eq!(bus::count(&system.js, names::DEAD_LETTERS).await, 0);
+    assert_eq!(system.worker.total("coordinator_redeliveries_total", "").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_parked_and_judged_against_the_truth_when_redriven() {
+    let system = System::start().await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    refuse_changes(&system, true).await;
+    system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
+    let letter = dead_letters(&system, 1).await.remove(0);
+    assert_eq!(letter.header(dead_letter::ATTEMPTS), "1");
+    refuse_changes(&system, false).await;
+    // The decision was taken back, so the next event of the issue is compared with what was
     // published before.
     let closed = Issue::new(1, 1).state("closed").at(3).delivery("closed");
     system.send_accepted(&closed).await;
@@ -160,34 +181,79 @@ async fn what_fails_too_often_is_parked_and_judged_against_the_truth_when_redriv
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_workers_die_of_is_parked_before_it_is_handled_again() {
-    let (nats, data) = (Nats::start().await, temp_dir());
+    let nats = Nats::start().await;
+    let exe = env!("CARGO_BIN_EXE_process-under-test");
+    let data = temp_dir();
     let ingest = start_ingest(&ingest_config(&nats.url(), data.path(), &[])).await;
-    let worker = start_worker(&worker_config(&nats.url(), &[])).await;
+    let flags = ["--max-attempts", "3", "--ack-wait-secs", "1"];
     let js = async_nats::jetstream::new(nats.client().await);
-    wait::until("the consumers", || bus::lag(&js)).await;
-    worker.stop().await;
     let http = reqwest::Client::new();
+    let start = || tests::services::worker_with(exe.as_ref(), &nats, &flags);
+    let mut worker = start();
+    wait::until("the consumers", || bus::lag(&js)).await;
+    // Nothing can be decided, so each worker dies with the message in hand.
+    let bucket = format!("KV_{}", names::ISSUE_STATE);
+    let config = js.get_stream(&bucket).await.expect("the bucket").cached_info().config.clone();
+    let full = Config { max_bytes: 300, discard: DiscardPolicy::New, ..config.clone() };
+    js.update_stream(full).await.expect("update the bucket");
     let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
     assert_eq!(tests::system::send(&http, ingest.address, &delivery).await.status, 200);
-    wait::until_equal("the event", 1, || bus::count(&js, names::EVENTS)).await;
-    // Like workers that take the message and die: it is delivered three times and never settled.
-    let name = names::consumer_name(subject::partition(1, 1));
-    let stream = js.get_stream(names::EVENTS).await.expect("the stream");
-    let consumer: PullConsumer = stream.get_consumer(&name).await.expect("the consumer");
-    for _ in 0..3 {
-        let message = bus::next(&consumer).await;
-        message.ack_with(AckKind::Nak(None)).await.expect("nak");
+    for attempt in 1..=3 {
+        worker.line_with("the broker fails").await;
+        worker.kill().await;
+        if attempt < 3 {
+            worker = start();
+        }
     }
-    let worker = start_worker(&worker_config(&nats.url(), &["--max-attempts", "3"])).await;
+    js.update_stream(config).await.expect("update the bucket");
+    let worker = start();
     let letters = wait::until("a dead letter", || async {
         bus::messages(&js, names::DEAD_LETTERS).await.filter(|all| !all.is_empty())
     })
     .await;
-    assert_eq!(letters[0].header(dead_letter::ATTEMPTS), "4");
+    assert_eq!(letters[0].header(dead_letter::ATTEMPTS), "4", "{}", worker.output());
     assert_eq!(letters[0].header(dead_letter::ORIGINAL_MESSAGE_ID), delivery.id());
     assert_eq!(bus::count(&js, names::CHANGES).await, 0, "it was handled");
-    worker.stop().await;
     ingest.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_person_is_not_reassigned_and_a_deleted_issue_ends_its_work() {
+    let system = System::start().await;
+    for (second, action, people) in [
+        (1, "assigned", &["bot:7"][..]),
+        (2, "edited", &["robot:7"]),
+        (3, "assigned", &["robot:7", "bot:8"]),
+        (3, "deleted", &["robot:7", "bot:8"]),
+        (4, "edited", &["robot:7"]),
+    ] {
+        let issue = Issue::new(1, 1).assigned(people).at(second);
+        system.send_accepted(&issue.delivery(action)).await;
+    }
+    system.settled(5).await;
+    let expected = ["assigned +bot", "assigned +bot", "unassigned -robot -bot", "deleted"];
+    assert_eq!(summaries(&system).await, expected);
+    let changes = bus::changes(&system.js).await;
+    assert_eq!((&changes[1].added_ids, &changes[1].assignee_ids), (&vec![8], &vec![7, 8]));
+    assert_eq!((&changes[2].removed_ids, changes[3].assignees.len()), (&vec![7, 8], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_of_the_first_form_is_carried_over() {
+    let system = System::start().await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot:7"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    let bucket = system.js.get_key_value(names::ISSUE_STATE).await.expect("the bucket");
+    let old = r#"{"assignees":["bot"],"state":"open","updated_at":"2026-11-01T00:00:01Z",
+        "issue":"acme/r1#1","delivery_id":"d"}"#;
+    bucket.put("1.1", old.into()).await.expect("the former state");
+    // The stream holds a change that the former state knows nothing of.
+    for (second, people) in [(2, &["bot:7"][..]), (3, &["bot:7", "tom:8"]), (4, &["tom:8"])] {
+        let issue = Issue::new(1, 1).assigned(people).at(second);
+        system.send_accepted(&issue.delivery("assigned")).await;
+    }
+    system.settled(4).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "assigned +tom", "unassigned -bot"]);
 }
 
 /// An issue whose assignees' names alone take this many bytes.

@@ -164,7 +164,11 @@ pub async fn write_all(
     .await?;
     lines.flush()?;
     let mut lines = Lines::create(&dir.join("states.jsonl"))?;
-    dump(js, STATES, |message| Ok(lines.add(&state(message)?)?)).await?;
+    dump(js, STATES, |message| match state(message)? {
+        Some(state) => Ok(lines.add(&state)?),
+        None => Ok(()),
+    })
+    .await?;
     lines.flush()?;
     let mut lines = Lines::create(&dir.join("dead.jsonl"))?;
     dump(js, DEAD, |message| {
@@ -216,20 +220,30 @@ fn change(message: &Message) -> Result<Change, Error> {
     })
 }
 
-fn state(message: &Message) -> Result<State, Error> {
+/// The state of an issue. None for the attempts of a partition, which are in the same bucket.
+fn state(message: &Message) -> Result<Option<State>, Error> {
     let payload: Value = serde_json::from_slice(&message.payload)?;
     let key = message.subject.strip_prefix("$KV.GITEA_ISSUE_STATE.").ok_or("no key")?;
-    Ok(State {
+    if key.starts_with("attempts.") {
+        return Ok(None);
+    }
+    Ok(Some(State {
         key: key.to_owned(),
-        assignees: texts(&payload["assignees"]),
+        assignees: logins(&payload["assignees"]),
         state: text(&payload["state"]),
         updated_at: seconds(&payload["updated_at"])?,
         in_doubt: payload["in_doubt"] == true,
-    })
+    }))
 }
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+fn logins(people: &Value) -> Vec<String> {
+    people
+        .as_array()
+        .map_or_else(Vec::new, |all| all.iter().map(|one| text(&one["login"])).collect())
 }
 
 fn texts(value: &Value) -> Vec<String> {

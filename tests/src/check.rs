@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use async_nats::jetstream;
 use contract::{
     change::{Change, ChangeKind},
-    event::{IssueEvent, State},
+    event::{Action, IssueEvent, State},
 };
 use serde_json::Value;
 
@@ -112,6 +112,12 @@ impl Folded {
             assignees: event.issue.assignee_logins().into_iter().collect(),
             closed: event.issue.state == State::Closed,
         }
+        .ended_if(event.action == Action::Deleted)
+    }
+
+    /// Nobody works on an issue that is deleted.
+    fn ended_if(self, deleted: bool) -> Self {
+        if deleted { Self::default() } else { self }
     }
 
     /// Applies a change. Returns what in it is impossible.
@@ -131,6 +137,17 @@ impl Folded {
             ChangeKind::Closed => true,
             ChangeKind::Reopened => false,
             ChangeKind::Assigned | ChangeKind::Unassigned => return wrong,
+            ChangeKind::Deleted => {
+                if !self.assignees.is_empty() {
+                    wrong.push(format!("ends with {:?} assigned", self.assignees));
+                }
+                *self = Self::default();
+                return wrong;
+            }
+            ChangeKind::Other => {
+                wrong.push("is of no known kind".into());
+                return wrong;
+            }
         };
         // For an issue not seen before, `reopened` is allowed, although the issue counts as open.
         if self.closed == closed && !change.first_seen {

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use coordinator::delivery::id_of;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -144,7 +145,7 @@ pub struct Issue {
     pub title: String,
     /// `open` or `closed`.
     pub state: &'static str,
-    /// Logins.
+    /// Logins, each with an id of its own; or a login with this id: `bot:7`.
     pub assignees: Vec<String>,
     /// Seconds after a fixed instant.
     pub second: u64,
@@ -188,8 +189,10 @@ impl Issue {
         let assignees: Vec<Value> = self
             .assignees
             .iter()
-            .enumerate()
-            .map(|(n, login)| user(n as i64 + 10, login))
+            .map(|login| match login.split_once(':') {
+                Some((login, id)) => user(id.parse().expect("an id"), login),
+                None => user(id_of(login), login),
+            })
             .collect();
         let (hours, minutes, seconds) =
             (self.second / 3600, self.second / 60 % 60, self.second % 60);

@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub(crate) source: String,
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u64,
+    /// How long the broker remembers message ids.
+    pub(crate) dedup_window: Duration,
     pub(crate) instruments: Instruments,
     streams: StreamsSettings,
     /// Result of the last look-up, with its session number and its time.
@@ -51,6 +53,7 @@ impl Context {
             source: settings.common.gitea_url.clone(),
             ack_wait: settings.ack_wait,
             max_attempts: settings.max_attempts,
+            dedup_window: settings.common.streams.dedup_window_secs,
             instruments,
             streams: settings.common.streams.clone(),
             found: Mutex::new(None),

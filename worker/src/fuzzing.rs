@@ -21,7 +21,7 @@ pub fn issue_state(data: &[u8]) {
     let Ok(state) = serde_json::from_slice::<IssueState>(data) else { return };
     let json = serde_json::to_vec(&state).expect("a state is written");
     assert_eq!(serde_json::from_slice::<IssueState>(&json).expect("own JSON"), state);
-    for action in 0..12 {
+    for action in (0..11).chain([255]) {
         for (who, rest) in [(0, 0), (1, 1), (0xc3, 8), (0x1e, 0xf)] {
             laws::step(Some(&state), &Sketch::of_bytes([action, who, rest]).event(0));
         }

@@ -11,61 +11,63 @@ use service::{
 use tracing::{Instrument, Span, debug, field, info_span};
 use uuid::Uuid;
 
-use crate::{context::Context, step::outcome::Outcome};
+use crate::{
+    context::Context,
+    step::attempt::{Away, Sent},
+};
 
-/// Resources of a handler.
-pub(crate) struct HandlerContext<'a> {
-    pub(crate) worker: &'a Context,
-    pub(crate) session: &'a Session,
-    pub(crate) delivery_id: Uuid,
-}
-
-/// Handles `changes` in order. Returns how many were handled, and the outcome of the first failure
-/// if there was one.
-pub(crate) async fn handle_all(
-    context: &HandlerContext<'_>,
-    changes: &[Change],
-) -> (usize, Outcome) {
-    for (handled, change) in changes.iter().enumerate() {
-        let span = info_span!(
-            "handle",
-            otel.name = format!("handle {}", change.kind),
-            otel.kind = "internal",
-            otel.status_code = field::Empty,
-            error.r#type = field::Empty
-        );
-        let (cause, repository) = (&change.cause, &change.repository);
-        let action = cause.action.as_str();
-        trace::describe(&span, &cause.delivery_id, action, repository, change.issue.number);
-        match handle(context, change).instrument(span.clone()).await {
-            Outcome::Done => context.worker.instruments.handled(change),
-            failure => {
-                span.record("otel.status_code", "ERROR");
-                span.record("error.type", "failed");
-                return (handled, failure);
-            }
-        }
+/// Handles `change`, in a span of its own. `after` is the sequence of the last message on the
+/// change's subject.
+pub(crate) async fn handle(
+    context: &Context,
+    session: &Session,
+    change: &Change,
+    after: u64,
+) -> Result<Sent, Away> {
+    let span = info_span!(
+        "handle",
+        otel.name = format!("handle {}", change.kind),
+        otel.kind = "internal",
+        otel.status_code = field::Empty,
+        error.r#type = field::Empty
+    );
+    let (cause, repository) = (&change.cause, &change.repository);
+    let action = cause.action.as_str();
+    trace::describe(&span, &cause.delivery_id, action, repository, change.issue.number);
+    let handled = publish(context, session, change, after).instrument(span.clone()).await;
+    if matches!(handled, Err(_) | Ok(Sent::Refused(_))) {
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", "failed");
     }
-    (changes.len(), Outcome::Done)
+    handled
 }
 
-/// The handler of every kind of change. A kind that needs more gets a match arm here.
-async fn handle(context: &HandlerContext<'_>, change: &Change) -> Outcome {
+/// The handler of every kind of change: publishes it and waits for the broker's confirmation. A
+/// repeated change has the same message id, so the broker stores it once.
+async fn publish(
+    context: &Context,
+    session: &Session,
+    change: &Change,
+    after: u64,
+) -> Result<Sent, Away> {
     debug!(kind = %change.kind, added = ?change.added, removed = ?change.removed, "handling");
-    publish(context, change).await
-}
-
-/// Publishes a change and waits for the broker's confirmation. A repeated change has the same
-/// message id, so the broker stores it once.
-async fn publish(context: &HandlerContext<'_>, change: &Change) -> Outcome {
-    let traceparent = trace::of_delivery(&Span::current(), context.delivery_id);
-    let envelope = match Envelope::of_change(change, &context.worker.source, &traceparent) {
+    let delivery_id = Uuid::try_parse(&change.cause.delivery_id).unwrap_or_default();
+    let traceparent = trace::of_delivery(&Span::current(), delivery_id);
+    let envelope = match Envelope::of_change(change, &context.source, &traceparent) {
         Ok(envelope) => envelope,
-        Err(error) => return Outcome::Permanent(Box::new(error)),
+        Err(error) => return Ok(Sent::Refused(Box::new(error))),
     };
-    match context.session.publish(envelope, names::CHANGES).await {
-        Ok(_) => Outcome::Done,
-        Err(error) if Refusal::of(&error).is_for_good() => Outcome::Permanent(Box::new(error)),
-        Err(error) => Outcome::Transient(Box::new(error)),
+    match session.publish_after(envelope, names::CHANGES, after).await {
+        Ok(ack) => {
+            if !ack.duplicate {
+                context.instruments.handled(change);
+            }
+            Ok(Sent::At(ack.sequence))
+        }
+        Err(error) => match Refusal::of(&error) {
+            Refusal::NotLast => Ok(Sent::NotLast),
+            refusal if refusal.is_for_good() => Ok(Sent::Refused(Box::new(error))),
+            _ => Err(Away(Box::new(error))),
+        },
     }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Instruments {
     events: Counter<u64>,
     changes: Counter<u64>,
     redeliveries: Counter<u64>,
+    retries: Counter<u64>,
     dead_letters: Counter<u64>,
     in_doubt: Counter<u64>,
     process_duration: Histogram<f64>,
@@ -54,6 +55,7 @@ impl Instruments {
             events: counter("coordinator.events", "Attempts at events by action and verdict"),
             changes: counter("coordinator.changes", "Changes published by kind"),
             redeliveries: counter("coordinator.redeliveries", "Attempts after the first"),
+            retries: counter("coordinator.retries", "Failures of the broker with an event in hand"),
             dead_letters: counter("coordinator.dead_letters", "Events parked by reason"),
             in_doubt: counter("coordinator.in_doubt", "Events that left their issue in doubt"),
             process_duration: seconds("messaging.process.duration", "One attempt at one event"),
@@ -65,6 +67,7 @@ impl Instruments {
         };
         // `increase()` misses the first increment of a series that does not begin at zero.
         instruments.redeliveries.add(0, &[]);
+        instruments.retries.add(0, &[]);
         for reason in Reason::ALL {
             instruments.dead_letters.add(0, &[KeyValue::new("reason", reason.as_str())]);
         }
@@ -86,6 +89,10 @@ impl Instruments {
         if again {
             self.redeliveries.add(1, &[]);
         }
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retries.add(1, &[]);
     }
 
     pub(crate) fn settled(&self, seconds: Option<f64>, in_doubt: bool) {

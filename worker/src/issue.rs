@@ -1,4 +1,7 @@
-//! The known state of an issue, and the changes that follow from an event.
+//! What is known of an issue, and what follows from an event.
 
+pub(crate) mod bucket;
 pub(crate) mod diff;
+pub(crate) mod memory;
 pub(crate) mod state;
+pub(crate) mod step;

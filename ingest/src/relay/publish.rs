@@ -197,7 +197,8 @@ impl Publisher {
                     *self.stream.lock().await = None;
                     self.attempt_failed(offer, started, &error);
                 }
-                Refusal::Away => self.attempt_failed(offer, started, &error),
+                // An event expects nothing of the message before it.
+                Refusal::NotLast | Refusal::Away => self.attempt_failed(offer, started, &error),
             }
             backoff.wait().await;
         }

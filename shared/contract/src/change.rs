@@ -6,7 +6,7 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use strum::{IntoStaticStr, VariantArray};
+use strum::IntoStaticStr;
 
 use crate::{
     event::{Action, Issue, IssueEvent, Repository, User},
@@ -18,19 +18,30 @@ use crate::{
 pub const CHANGE_VERSION: u32 = 1;
 
 /// One change of an issue, as published on `gitea.changes.>`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// Version of this shape, now 1.
     pub version: u32,
-    /// What changed.
+    /// What changed: `unassigned`, `closed`, `reopened`, `assigned` or `deleted`. Kinds
+    /// are open: skip a change of a kind that you do not know.
     pub kind: ChangeKind,
     /// Logins that were assigned by this change. Only with `assigned`.
     pub added: Vec<String>,
-    /// Logins that are no longer assigned. Only with `unassigned`. Empty if the
-    /// issue was not known before (`first_seen`).
+    /// Gitea's ids of `added`, in the same order.
+    #[serde(default)]
+    pub added_ids: Vec<i64>,
+    /// Logins that are no longer assigned, as they were last seen. Only with
+    /// `unassigned`. Empty if the issue was not known before (`first_seen`).
     pub removed: Vec<String>,
-    /// Logins assigned now, after all changes of this event.
+    /// Gitea's ids of `removed`, in the same order. 0 where the id is not known.
+    #[serde(default)]
+    pub removed_ids: Vec<i64>,
+    /// Logins assigned now, after all changes of this event. Nobody is assigned to a
+    /// deleted issue.
     pub assignees: Vec<String>,
+    /// Gitea's ids of `assignees`, in the same order.
+    #[serde(default)]
+    pub assignee_ids: Vec<i64>,
     /// Another event of the same second contradicts this change, and Gitea's
     /// payload does not say which of them was the last.
     pub in_doubt: bool,
@@ -50,7 +61,7 @@ pub struct Change {
 }
 
 /// The delivery that a change follows from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Cause {
     /// `X-Gitea-Delivery`. Without its dashes it is the trace id.
     pub delivery_id: String,
@@ -76,9 +87,9 @@ pub struct Cause {
     Deserialize,
     JsonSchema,
     IntoStaticStr,
-    VariantArray,
 )]
 #[serde(rename_all = "lowercase")]
+#[schemars(with = "String")]
 #[strum(serialize_all = "lowercase")]
 pub enum ChangeKind {
     /// Somebody is no longer assigned.
@@ -89,11 +100,17 @@ pub enum ChangeKind {
     Reopened,
     /// Somebody was assigned.
     Assigned,
+    /// The issue was deleted. No change of the issue comes after this one.
+    Deleted,
+    /// A kind that this program does not know. It is read, and never published.
+    #[serde(other)]
+    Other,
 }
 
 impl ChangeKind {
-    /// All kinds, in the order of their publication.
-    pub const ALL: &'static [Self] = Self::VARIANTS;
+    /// All kinds that are published, in the order of their publication.
+    pub const ALL: [Self; 5] =
+        [Self::Unassigned, Self::Closed, Self::Reopened, Self::Assigned, Self::Deleted];
 
     /// The kind as a token of subjects and message ids.
     pub fn as_str(self) -> &'static str {
@@ -108,15 +125,20 @@ impl fmt::Display for ChangeKind {
 }
 
 impl Change {
-    /// A change of `kind` that follows from `event`. The caller sets `added`, `removed`,
-    /// `in_doubt` and `first_seen`.
+    /// A change of `kind` that follows from `event`. The caller sets who was added or
+    /// removed, `in_doubt` and `first_seen`.
     pub fn from_event(kind: ChangeKind, event: &IssueEvent) -> Self {
+        let deleted = event.action == Action::Deleted;
+        let assignees = if deleted { &[][..] } else { &event.issue.assignees };
         Self {
             version: CHANGE_VERSION,
             kind,
             added: Vec::new(),
+            added_ids: Vec::new(),
             removed: Vec::new(),
-            assignees: event.issue.assignee_logins(),
+            removed_ids: Vec::new(),
+            assignees: assignees.iter().map(|user| user.login.clone()).collect(),
+            assignee_ids: assignees.iter().map(|user| user.id).collect(),
             in_doubt: false,
             first_seen: false,
             issue: event.issue.clone(),
@@ -166,6 +188,24 @@ mod tests {
         assert_eq!(serde_json::from_str::<Change>(&json).expect("own json"), change);
     }
 
+    #[test]
+    fn a_kind_that_is_not_known_is_read_so_that_it_can_be_skipped() {
+        let change = Change::from_event(ChangeKind::Closed, &event::example());
+        let mut json = serde_json::to_value(change).expect("json");
+        json["kind"] = "transferred".into();
+        let change: Change = serde_json::from_value(json).expect("a change");
+        assert_eq!(change.kind, ChangeKind::Other);
+    }
+
+    #[test]
+    fn nobody_is_assigned_to_a_deleted_issue() {
+        let mut event = event::example();
+        event.action = Action::Deleted;
+        let change = Change::from_event(ChangeKind::Deleted, &event);
+        assert_eq!((change.assignees, change.assignee_ids), (vec![], vec![]));
+        assert_eq!(change.issue.assignees, event.issue.assignees, "the snapshot is Gitea's");
+    }
+
     /// The two examples in the README, in the order event, change.
     #[test]
     fn the_examples_in_the_readme_are_what_is_published() {
@@ -180,7 +220,7 @@ mod tests {
             .collect();
         let event = event::example();
         let mut change = Change::from_event(ChangeKind::Assigned, &event);
-        change.added = vec!["bot".into()];
+        (change.added, change.added_ids) = (vec!["bot".into()], vec![4]);
         assert_eq!(
             examples,
             [

@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 pub const EVENT_VERSION: u32 = 1;
 
 /// One issue event of Gitea, as published on `gitea.issues.>`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct IssueEvent {
     /// Version of this shape, now 1.
     pub version: u32,
@@ -44,7 +44,7 @@ pub struct IssueEvent {
 }
 
 /// One HTTP request of Gitea.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Delivery {
     /// `X-Gitea-Delivery`, the UUID that Gitea shows under "Recent deliveries".
     pub id: String,
@@ -60,7 +60,7 @@ pub struct Delivery {
 }
 
 /// An issue, as a snapshot.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Issue {
     /// Gitea's id, unique over all repositories.
     pub id: i64,
@@ -106,7 +106,7 @@ impl Issue {
 }
 
 /// A repository.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Repository {
     /// Gitea's id. It stays when the repository is renamed or transferred.
     pub id: i64,
@@ -130,7 +130,7 @@ impl Repository {
 }
 
 /// A user: id and login.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct User {
     /// Gitea's id. Negative for Ghost (-1) and gitea-actions (-2).
     pub id: i64,

@@ -24,6 +24,11 @@ impl Backoff {
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
+    /// Whether nothing has failed since the start or the last reset.
+    pub fn is_fresh(&self) -> bool {
+        self.failed == 0
+    }
+
     /// Waits after one more failure, and the next time longer.
     pub async fn wait(&mut self) {
         tokio::time::sleep(self.next_wait()).await;

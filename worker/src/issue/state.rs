@@ -1,26 +1,29 @@
-//! The published state of each issue, in the bucket of issue states. The newest states of this
-//! partition are cached in memory.
+//! The state of an issue as subscribers know it, and the decision that led to it.
+//!
+//! This is the value of the issue's entry in the bucket of issue states. A decision is written
+//! before its changes are published, so an entry may be ahead of the stream of changes by one
+//! decision. docs/ARCHITECTURE.md, "Decide, publish, settle".
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use async_nats::jetstream::{
-    kv,
-    stream::{LastRawMessageError, LastRawMessageErrorKind},
+use contract::{
+    change::{Change, ChangeKind},
+    event::{IssueEvent, State, User},
+    timestamp::Timestamp,
 };
-use bytes::Bytes;
-use contract::{event::State, timestamp::Timestamp};
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-/// States cached per partition. Above this number the whole cache is cleared.
-const REMEMBERED: usize = 512;
+/// Longest title and body of an event, together, that a decision keeps whole.
+const WHOLE_TEXTS_BYTES: usize = 4 * 1024;
+/// Size that an event with longer texts is cut to in a decision.
+const CUT_EVENT_BYTES: usize = 8 * 1024;
 
-/// The state of one issue according to the changes that were published.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of one issue after all of its decisions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct IssueState {
-    /// Logins of the assignees.
-    pub(crate) assignees: Vec<String>,
-    pub(crate) state: State,
+    /// Who is assigned.
+    pub(crate) assignees: Vec<Person>,
+    pub(crate) state: Lifecycle,
     /// `updated_at` of the newest event. None if no event had one yet.
     #[serde(default)]
     pub(crate) updated_at: Option<Timestamp>,
@@ -37,139 +40,210 @@ pub(crate) struct IssueState {
     /// `owner/name#number`, for people who inspect the bucket.
     #[serde(default)]
     pub(crate) issue: String,
-    /// The delivery that led to this state. Empty while only a part of the first delivery's changes
-    /// is published.
+    /// The delivery that led to this state. Empty if no event's changes were all published yet.
     #[serde(default)]
     pub(crate) delivery_id: String,
+    /// Sequence of the last change of each kind that was published before the decision, on the
+    /// subjects of `issue`. A kind that is missing has none. It fences off a worker that was
+    /// suspended: a change is published only if its subject's last sequence is still this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) last_changes: BTreeMap<ChangeKind, u64>,
+    /// The last message that was parked because its attempts were used up, with nothing decided. A
+    /// worker that was suspended with this message decides nothing either when it resumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parked: Option<MessageId>,
+    /// What was decided last. None if nothing changed then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decision: Option<Box<Decision>>,
+}
+
+/// A message of the stream of events. A redriven one is another message. The id is there because a
+/// stream that was restored uses a sequence twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct MessageId {
+    pub(crate) sequence: u64,
+    pub(crate) id: String,
+}
+
+/// A person who is assigned.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "PersonForm")]
+pub(crate) struct Person {
+    /// Gitea's id. 0 if it is not known.
+    pub(crate) id: i64,
+    pub(crate) login: String,
+}
+
+/// States of the first form hold logins alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PersonForm {
+    Login(String),
+    Person { id: i64, login: String },
+}
+
+impl From<PersonForm> for Person {
+    fn from(form: PersonForm) -> Self {
+        match form {
+            PersonForm::Login(login) => Self { id: 0, login },
+            PersonForm::Person { id, login } => Self { id, login },
+        }
+    }
+}
+
+impl From<&User> for Person {
+    fn from(user: &User) -> Self {
+        Self { id: user.id, login: user.login.clone() }
+    }
+}
+
+impl Person {
+    /// A person can be renamed, and a login can pass to another person. So people are compared by
+    /// id, and by login only where an id is not known.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        if self.id != 0 && other.id != 0 { self.id == other.id } else { self.login == other.login }
+    }
+}
+
+/// Whether an issue is open, closed or gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Lifecycle {
+    #[default]
+    Open,
+    Closed,
+    /// The tombstone of an issue: whatever comes later is stale.
+    Deleted,
+}
+
+impl From<State> for Lifecycle {
+    fn from(state: State) -> Self {
+        match state {
+            State::Open => Self::Open,
+            State::Closed => Self::Closed,
+        }
+    }
+}
+
+/// What one delivery changes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Decision {
+    /// Never empty, in the order of their publication.
+    pub(crate) changes: Vec<Decided>,
+    /// The event of the delivery. Long texts are cut: they matter only if the changes have to be
+    /// published after the event itself is gone.
+    pub(crate) event: IssueEvent,
+    /// The state before, to take the decision back.
+    pub(crate) before: IssueState,
+}
+
+/// The part of a change that does not follow from the event alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Decided {
+    pub(crate) kind: ChangeKind,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) added: Vec<Person>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) removed: Vec<Person>,
+    #[serde(default)]
+    pub(crate) in_doubt: bool,
+    #[serde(default)]
+    pub(crate) first_seen: bool,
+}
+
+impl Decided {
+    pub(crate) fn new(kind: ChangeKind) -> Self {
+        Self { kind, added: Vec::new(), removed: Vec::new(), in_doubt: false, first_seen: false }
+    }
+
+    /// The change as it is published.
+    pub(crate) fn change(&self, event: &IssueEvent) -> Change {
+        let logins = |people: &[Person]| people.iter().map(|p| p.login.clone()).collect();
+        let ids = |people: &[Person]| people.iter().map(|p| p.id).collect();
+        Change {
+            added: logins(&self.added),
+            added_ids: ids(&self.added),
+            removed: logins(&self.removed),
+            removed_ids: ids(&self.removed),
+            in_doubt: self.in_doubt,
+            first_seen: self.first_seen,
+            ..Change::from_event(self.kind, event)
+        }
+    }
 }
 
 impl IssueState {
-    /// Whether all changes of at least one event are published.
+    /// Whether all changes of at least one event are decided.
     pub(crate) fn has_event(&self) -> bool {
         !self.delivery_id.is_empty()
     }
-}
 
-/// Why a state could not be read or written.
-#[derive(Debug, Error)]
-pub(crate) enum StateError {
-    #[error("read the issue state")]
-    Read(#[source] LastRawMessageError),
-    #[error("decode the issue state")]
-    Decode(#[source] serde_json::Error),
-    #[error("encode the issue state")]
-    Encode(#[source] serde_json::Error),
-    #[error("write the issue state")]
-    Create(#[source] kv::CreateError),
-    #[error("write the issue state")]
-    Update(#[source] kv::UpdateError),
-    #[error("the bucket of issue states is not open")]
-    NotOpen,
-}
-
-/// Result of a write.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Saved {
-    Done,
-    /// Another writer was first. The caller reads the state again and compares anew.
-    Conflict,
-}
-
-/// The states of one partition.
-///
-/// Reading from the bucket is the largest cost of a message, so states are cached. A cached state
-/// is valid while no other worker can have written. The consumer numbers the messages of a
-/// partition. If the number of a message follows the number of the last message handled here, no
-/// other worker had a message in between. A message that was received here but not handled proves
-/// nothing: a suspended worker may still have it in hand from an earlier attempt, and handle it
-/// when it resumes.
-#[derive(Debug, Default)]
-pub(crate) struct IssueStates {
-    store: Option<kv::Store>,
-    remembered: HashMap<String, (IssueState, u64)>,
-    last_number: u64,
-    /// Whether the last message was handled.
-    handled: bool,
-}
-
-impl IssueStates {
-    /// Clears the cache, because other workers may have written before this new stream of messages.
-    pub(crate) fn start_over(&mut self, store: kv::Store) {
-        self.store = Some(store);
-        self.remembered.clear();
-        self.handled = false;
+    /// Whether nothing was ever decided about the issue.
+    pub(crate) fn is_unseen(&self) -> bool {
+        !self.has_event() && Self { parked: None, ..self.clone() } == Self::default()
     }
 
-    /// Records that the partition's message with this number (the consumer's sequence) is in hand.
-    pub(crate) fn received(&mut self, number: u64) {
-        let follows = self.handled && number == self.last_number + 1;
-        if !follows || self.remembered.len() > REMEMBERED {
-            self.remembered.clear();
+    /// Whether `message` was parked with nothing decided.
+    pub(crate) fn has_parked(&self, message: &MessageId) -> bool {
+        self.parked.as_ref() == Some(message)
+    }
+
+    /// The state with `changes` as the decision of `event`'s delivery.
+    pub(crate) fn decided(
+        mut self,
+        changes: Vec<Decided>,
+        event: &IssueEvent,
+        before: Option<&Self>,
+    ) -> Self {
+        if let Some(before) = before.filter(|before| before.issue == self.issue) {
+            self.last_changes.clone_from(&before.last_changes);
         }
-        self.last_number = number;
-        self.handled = false;
+        self.parked = before.and_then(|before| before.parked.clone());
+        self.decision = (!changes.is_empty()).then(|| {
+            let before = before.map(Self::undecided).unwrap_or_default();
+            Box::new(Decision { changes, event: shortened(event), before })
+        });
+        self
     }
 
-    /// Records that the message in hand is handled: its state is written, or needs no write.
-    pub(crate) fn handled(&mut self) {
-        self.handled = true;
+    /// The state without its decision, and without what only matters beside a decision.
+    fn undecided(&self) -> Self {
+        Self { decision: None, parked: None, last_changes: BTreeMap::new(), ..self.clone() }
     }
 
-    /// The state of an issue and its revision. None if nothing was ever published about it.
-    pub(crate) async fn get(&mut self, key: &str) -> Result<Option<(IssueState, u64)>, StateError> {
-        if let Some(known) = self.remembered.get(key) {
-            return Ok(Some(known.clone()));
-        }
-        let store = self.store.as_ref().ok_or(StateError::NotOpen)?;
-        // Only the leader is asked. Any node of a cluster may answer `entry`, even one that has not
-        // received the newest write yet.
-        let subject = format!("{}{key}", store.prefix);
-        let entry = match store.stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(entry) => entry,
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                return Ok(None);
+    /// The state after only the first `published` changes of its decision. The rest is judged again
+    /// when the next event comes, as if nothing had failed.
+    pub(crate) fn taken_back(&self, published: usize) -> Self {
+        let Some(decision) = &self.decision else { return self.clone() };
+        let mut state = decision.before.clone();
+        state.last_changes.clone_from(&self.last_changes);
+        state.parked.clone_from(&self.parked);
+        state.issue.clone_from(&self.issue);
+        for change in decision.changes.iter().take(published) {
+            match change.kind {
+                ChangeKind::Unassigned => {
+                    state.assignees.retain(|known| !change.removed.iter().any(|p| p.is(known)));
+                }
+                ChangeKind::Assigned => state.assignees.extend(change.added.iter().cloned()),
+                ChangeKind::Closed => state.state = Lifecycle::Closed,
+                ChangeKind::Reopened => state.state = Lifecycle::Open,
+                ChangeKind::Deleted => state.state = Lifecycle::Deleted,
+                ChangeKind::Other => {}
             }
-            Err(error) => return Err(StateError::Read(error)),
-        };
-        if entry.headers.get("KV-Operation").is_some() {
-            return Ok(None);
         }
-        let state: IssueState =
-            serde_json::from_slice(&entry.payload).map_err(StateError::Decode)?;
-        self.remembered.insert(key.to_owned(), (state.clone(), entry.sequence));
-        Ok(Some((state, entry.sequence)))
+        state
     }
+}
 
-    /// Replaces the state at `revision`, or creates the state if there was none.
-    pub(crate) async fn save(
-        &mut self,
-        key: &str,
-        state: IssueState,
-        revision: Option<u64>,
-    ) -> Result<Saved, StateError> {
-        // The cached state is uncertain until the write is confirmed.
-        self.remembered.remove(key);
-        let store = self.store.as_ref().ok_or(StateError::NotOpen)?;
-        let value = Bytes::from(serde_json::to_vec(&state).map_err(StateError::Encode)?);
-        let written = match revision {
-            Some(revision) => match store.update(key, value, revision).await {
-                Ok(revision) => revision,
-                Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {
-                    return Ok(Saved::Conflict);
-                }
-                Err(error) => return Err(StateError::Update(error)),
-            },
-            None => match store.create(key, value).await {
-                Ok(revision) => revision,
-                Err(error) if error.kind() == kv::CreateErrorKind::AlreadyExists => {
-                    return Ok(Saved::Conflict);
-                }
-                Err(error) => return Err(StateError::Create(error)),
-            },
-        };
-        self.remembered.insert(key.to_owned(), (state, written));
-        Ok(Saved::Done)
+fn shortened(event: &IssueEvent) -> IssueEvent {
+    let mut short = event.clone();
+    // A change does not hold Gitea's own `changes`.
+    short.changes = None;
+    if short.issue.title.len() + short.issue.body.len() > WHOLE_TEXTS_BYTES {
+        // An event that still is too large has long lists, which a change needs.
+        short.cut_to(CUT_EVENT_BYTES);
     }
+    short
 }
 
 /// The key of an issue. It contains the repository's id and not its name, because a repository can
@@ -180,31 +254,41 @@ pub(crate) fn key(repository_id: i64, number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use contract::event;
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
 
+    fn person(id: i64, login: &str) -> Person {
+        Person { id, login: login.into() }
+    }
+
     prop_compose! {
         fn any_state()(
-            assignees in vec("(?s).*", 0..5),
-            closed: bool,
+            people in vec((any::<i64>(), "(?s).*"), 0..5),
+            lifecycle in 0..3_usize,
             micros in option::of(any::<i64>()),
             in_doubt: bool,
             [seen, undated] in [(); 2].map(|()| vec("[0-9a-f]{16}", 0..5)),
             [issue, delivery_id] in [(); 2].map(|()| "(?s).*"),
+            last in option::of(any::<u64>()),
+            decided: bool,
         ) -> IssueState {
-            let state = if closed { State::Closed } else { State::Open };
-            let updated_at = micros.map(Timestamp::from_unix_micros);
-            IssueState {
-                assignees,
-                state,
-                updated_at,
+            let state = IssueState {
+                assignees: people.iter().map(|(id, login)| person(*id, login)).collect(),
+                state: [Lifecycle::Open, Lifecycle::Closed, Lifecycle::Deleted][lifecycle],
+                updated_at: micros.map(Timestamp::from_unix_micros),
                 in_doubt,
                 seen,
                 undated,
                 issue,
                 delivery_id,
-            }
+                last_changes: last.map(|last| (ChangeKind::Closed, last)).into_iter().collect(),
+                parked: last.map(|sequence| MessageId { sequence, id: "d".into() }),
+                decision: None,
+            };
+            let changes = vec![Decided::new(ChangeKind::Closed)];
+            if decided { state.clone().decided(changes, &event::example(), Some(&state)) } else { state }
         }
     }
 
@@ -216,51 +300,41 @@ mod tests {
         }
     }
 
-    fn state() -> IssueState {
-        IssueState {
-            assignees: vec!["bot".into()],
-            state: State::Open,
-            updated_at: Timestamp::parse("2026-11-23T23:45:02Z").ok(),
-            in_doubt: false,
-            seen: vec!["5f70bf18a0860070".into()],
-            undated: Vec::new(),
-            issue: "acme/widgets#1".into(),
-            delivery_id: "d".into(),
-        }
+    #[test]
+    fn a_state_of_the_first_form_is_read() {
+        let least: IssueState =
+            serde_json::from_str(r#"{"assignees":["bot"],"state":"closed"}"#).expect("least");
+        assert_eq!(
+            (least.state, least.updated_at, least.in_doubt),
+            (Lifecycle::Closed, None, false)
+        );
+        assert_eq!(least.assignees, [person(0, "bot")]);
+        assert!(least.decision.is_none());
     }
 
     #[test]
-    fn a_state_reads_back_and_one_with_the_least_fields_does_too() {
-        let json = serde_json::to_string(&state()).expect("json");
-        assert_eq!(serde_json::from_str::<IssueState>(&json).expect("own json"), state());
-        let least = r#"{"assignees":[],"state":"closed"}"#;
-        let least: IssueState = serde_json::from_str(least).expect("least");
-        assert_eq!((least.state, least.updated_at, least.in_doubt), (State::Closed, None, false));
-    }
-
-    #[test]
-    fn what_is_remembered_is_forgotten_when_another_worker_may_have_had_a_message() {
-        let mut states = IssueStates::default();
-        for (number, handled, kept) in [
-            (7, true, false),
-            (8, true, true),
-            (9, true, true),
-            (11, true, false),
-            (12, false, true),
-            (13, true, false),
-            (14, true, true),
+    fn people_are_compared_by_id_and_by_login_where_an_id_is_not_known() {
+        for (one, other, same) in [
+            ((7, "bot"), (7, "bot"), true),
+            ((7, "bot"), (7, "robot"), true),
+            ((7, "bot"), (8, "bot"), false),
+            ((0, "bot"), (8, "bot"), true),
+            ((7, "bot"), (0, "bot"), true),
+            ((0, "bot"), (8, "robot"), false),
         ] {
-            states.received(number);
-            assert_eq!(states.remembered.contains_key("1.1"), kept, "{number}");
-            states.remembered.insert("1.1".into(), (state(), 3));
-            if handled {
-                states.handled();
-            }
+            let (one, other) = (person(one.0, one.1), person(other.0, other.1));
+            assert_eq!(one.is(&other), same, "{one:?} {other:?}");
         }
-        for n in 0..=REMEMBERED {
-            states.remembered.insert(key(1, n as u64), (state(), 3));
-        }
-        states.received(15);
-        assert!(states.remembered.is_empty(), "beyond the limit all are forgotten");
+    }
+
+    #[test]
+    fn a_decision_keeps_an_event_with_long_texts_cut() {
+        let mut event = event::example();
+        event.issue.body = "x".repeat(100_000);
+        let state =
+            IssueState::default().decided(vec![Decided::new(ChangeKind::Closed)], &event, None);
+        let decision = state.decision.expect("a decision");
+        assert!(decision.event.cut);
+        assert!(serde_json::to_vec(&decision).expect("json").len() < 10_000);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use async_nats::{
     Subject,
-    jetstream::{Message, message::AckKind},
+    jetstream::{Message, kv, message::AckKind},
 };
 use contract::names::PARTITIONS;
 use service::{
@@ -24,12 +24,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, warn};
 
-use super::pull::{Pull, PullError};
+use super::{
+    attempts::{self, AttemptsError},
+    pull::{Pull, PullError},
+};
 use crate::{
     context::Context,
-    issue::state::IssueStates,
+    issue::{memory::Memory, state::MessageId},
     step::{
-        process::{self, Processed},
+        process::{self, Unfinished},
         settle,
     },
 };
@@ -59,7 +62,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn partition_until(context: Arc<Context>, partition: u8, stop: CancellationToken) {
-    let mut partition = Partition { number: partition, states: IssueStates::default(), last: None };
+    let mut partition = Partition { number: partition, memory: Memory::default(), unsettled: None };
     let mut pause = PAUSE;
     while !stop.is_cancelled() {
         let started = Instant::now();
@@ -82,21 +85,31 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
 }
 
 /// State of a partition that outlives a connection.
-struct Partition {
-    number: u8,
-    states: IssueStates,
-    /// Reply subject that settles the last message received.
-    last: Option<Subject>,
+pub(crate) struct Partition {
+    pub(crate) number: u8,
+    pub(crate) memory: Memory,
+    /// The message in hand.
+    unsettled: Option<Unsettled>,
+}
+
+struct Unsettled {
+    message: MessageId,
+    /// Reply subject that settles it.
+    reply: Subject,
 }
 
 #[derive(Debug, Error)]
 enum ConsumeError {
     #[error("prepare streams and consumers")]
     Prepare(#[from] Arc<StreamsError>),
+    #[error("take back an attempt that does not count")]
+    Forgive(#[from] AttemptsError),
     #[error("hand back the last message")]
     HandBack(#[source] async_nats::PublishError),
     #[error("pull messages")]
     Pull(#[from] PullError),
+    #[error("the message in hand could not be finished")]
+    Unfinished,
 }
 
 /// Handles one message after the other. Ok once `stop` is cancelled.
@@ -107,41 +120,63 @@ async fn consume(
     stop: &CancellationToken,
 ) -> Result<(), ConsumeError> {
     let store = context.prepare(session, partition.number).await?;
-    partition.states.start_over(store);
-    if let Some(last) = partition.last.take() {
-        // The message that was in hand when the connection was lost may be unsettled. A nak
-        // redelivers it at once. If it is already settled, the nak has no effect.
-        let back = session.client.publish(last, AckKind::Nak(None).into()).await;
-        back.map_err(ConsumeError::HandBack)?;
-    }
+    partition.memory.clear();
+    hand_back(session, &store, partition).await?;
     let mut pull = Pull::start(session, partition.number, stop.clone()).await?;
     let _consuming = context.consuming();
     while let Some(message) = pull.next().await? {
-        partition.last.clone_from(&message.reply);
+        let sequence = message.info().map_or(0, |info| info.stream_sequence);
+        partition.unsettled = message
+            .reply
+            .clone()
+            .map(|reply| Unsettled { message: process::message_id(&message, sequence), reply });
         let span = process::span(&message);
-        async {
-            let processed = in_hand(context, session, &mut partition.states, &message).await;
-            settle::settle(context, session, &message, processed).await;
+        let in_hand = in_hand(context, session, &store, partition, &message, stop);
+        let finished = in_hand.instrument(span).await;
+        match finished {
+            Ok(()) => partition.unsettled = None,
+            Err(Unfinished) if stop.is_cancelled() => {
+                hand_back(session, &store, partition).await?;
+            }
+            Err(Unfinished) => return Err(ConsumeError::Unfinished),
         }
-        .instrument(span)
-        .await;
     }
     Ok(())
 }
 
-/// Processes a message. While that takes long, it reports progress to the server.
+/// Hands back the message that was in hand, so that it is redelivered at once. If it is settled
+/// already, this has no effect. What ended the attempt was not the event.
+async fn hand_back(
+    session: &Session,
+    store: &kv::Store,
+    partition: &mut Partition,
+) -> Result<(), ConsumeError> {
+    let Some(Unsettled { message, reply }) = &partition.unsettled else { return Ok(()) };
+    attempts::forgive(store, partition.number, message).await?;
+    let back = session.client.publish(reply.clone(), AckKind::Nak(None).into()).await;
+    back.map_err(ConsumeError::HandBack)?;
+    partition.unsettled = None;
+    Ok(())
+}
+
+/// Processes and settles a message. While that takes long, it reports progress to the server.
 async fn in_hand(
     context: &Context,
     session: &Session,
-    states: &mut IssueStates,
+    store: &kv::Store,
+    partition: &mut Partition,
     message: &Message,
-) -> Processed {
-    let work = process::process(context, session, states, message);
+    stop: &CancellationToken,
+) -> Result<(), Unfinished> {
+    let work = async {
+        let processed = process::process(context, session, store, partition, message, stop).await?;
+        settle::settle(context, session, message, &processed, stop).await
+    };
     tokio::pin!(work);
     loop {
         tokio::select! {
             biased;
-            processed = &mut work => return processed,
+            finished = &mut work => return finished,
             () = tokio::time::sleep(context.ack_wait / 3) => {
                 if let Err(error) = message.ack_with(AckKind::Progress).await {
                     debug!(%error, "cannot report progress");

@@ -1,4 +1,4 @@
-//! Result of a handler, or of a step before it. `settle` decides how the message is settled.
+//! Result of an attempt at an event. `settle` decides how the message is settled.
 
 use strum::IntoStaticStr;
 
@@ -22,17 +22,16 @@ pub(crate) enum Verdict {
 /// An error, with its own causes.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Result of a handler, or of a step before it.
+/// Result of an attempt, for the message. A broker that fails has no outcome: the attempt is
+/// repeated.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// Done, or nothing had to be done.
     Done,
-    /// Failed, but may succeed later.
-    Transient(Cause),
     /// Failed, and every retry would fail.
     Permanent(Cause),
     /// The message is not an event that this program can read.
     Undecodable(Cause),
-    /// All attempts are used up, regardless of the cause.
+    /// All attempts are used up.
     TooManyAttempts,
 }

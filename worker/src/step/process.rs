@@ -1,52 +1,53 @@
-//! Processes one message: decodes the event, compares it with the state, publishes the changes, and
-//! saves the new state. `settle` decides how the message itself is settled.
-//!
-//! Order of writes: change, then state, then ack. A crash in between repeats the same change under
-//! the same message id.
+//! Processes one message: decodes the event and attempts it until it has an end. `settle` decides
+//! how the message itself is settled.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use async_nats::{header::NATS_MESSAGE_ID, jetstream::Message};
+use async_nats::{
+    header::NATS_MESSAGE_ID,
+    jetstream::{Message, kv},
+};
 use contract::{
-    change::Change,
     envelope,
     event::IssueEvent,
     names::{PARTITIONS, consumer_name},
     subject::EventSubject,
     traceparent::{TRACEPARENT, Traceparent},
 };
-use service::{broker::Session, telemetry::trace};
-use tracing::{Span, field, info_span, record_all};
+use service::{backoff::Backoff, broker::Session, causes::Causes, telemetry::trace};
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug, error, field, info_span, record_all, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::outcome::{Outcome, Verdict};
+use super::{
+    attempt::{Away, End, attempt},
+    outcome::Outcome,
+    ports::BrokerPorts,
+};
 use crate::{
     context::Context,
-    handlers::{self, HandlerContext},
-    issue::{
-        diff::{self, Judgement},
-        state::{self, IssueStates, Saved},
-    },
+    issue::state::{self, MessageId},
+    partition::{attempts, consume::Partition},
 };
 
-/// Comparisons of an event within one attempt. After a conflicting write of the state, the event is
-/// compared again.
-const JUDGEMENTS: usize = 5;
+/// Waits between attempts while the broker fails. The message stays in hand meanwhile.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// Result of processing a message.
 #[derive(Debug)]
 pub(crate) struct Processed {
-    pub(crate) outcome: Outcome,
-    pub(crate) verdict: Verdict,
-    /// Summary of the published changes.
-    pub(crate) changes: String,
-    pub(crate) in_doubt: bool,
+    pub(crate) end: End,
     /// The event, if the message could be decoded.
     pub(crate) event: Option<Box<IssueEvent>>,
     /// Number of this attempt, from 1.
     pub(crate) attempt: u64,
     pub(crate) started: Instant,
 }
+
+/// The message could not be finished, because the connection was lost or the worker is stopping.
+/// This attempt does not count.
+#[derive(Debug)]
+pub(crate) struct Unfinished;
 
 /// The span of a message: a child of the publish span, with a link to it.
 pub(crate) fn span(message: &Message) -> Span {
@@ -75,128 +76,94 @@ pub(crate) fn span(message: &Message) -> Span {
     span
 }
 
-/// Runs inside the message's span.
+/// Processes a message. Runs inside the message's span.
+///
+/// While the broker fails, the attempt is repeated with the message in hand: a failing broker says
+/// nothing about the event, so this uses up no attempts.
 pub(crate) async fn process(
     context: &Context,
     session: &Session,
-    states: &mut IssueStates,
+    store: &kv::Store,
+    partition: &mut Partition,
     message: &Message,
-) -> Processed {
+    stop: &CancellationToken,
+) -> Result<Processed, Unfinished> {
     let started = Instant::now();
-    let mut processed = Processed {
-        outcome: Outcome::Done,
-        verdict: Verdict::Undecodable,
-        changes: String::new(),
-        in_doubt: false,
-        event: None,
-        attempt: 1,
-        started,
-    };
-    match message.info() {
-        Ok(info) => {
-            processed.attempt = info.delivered.unsigned_abs();
-            states.received(info.consumer_sequence);
-        }
-        Err(error) => {
-            processed.outcome = Outcome::Transient(error);
-            return processed;
-        }
-    }
+    let info = message.info().map_err(|error| {
+        error!(error, "a message without its sequence");
+        Unfinished
+    })?;
+    partition.memory.received(info.consumer_sequence);
+    let delivered = info.delivered.unsigned_abs();
+    let id = message_id(message, info.stream_sequence);
     let event = match envelope::read_event(&message.payload) {
-        Ok(event) => processed.event.insert(Box::new(event)),
+        Ok(event) => Box::new(event),
         Err(error) => {
             if let Some(id) = message.headers.as_ref().and_then(|headers| headers.get("ce-id")) {
                 Span::current().record("gitea.delivery.id", id.as_str());
             }
-            processed.outcome = Outcome::Undecodable(Box::new(error));
-            return processed;
+            let end = End::undecodable(Box::new(error));
+            return Ok(Processed { end, event: None, attempt: delivered, started });
         }
     };
-    describe(event);
-    if processed.attempt > context.max_attempts {
-        // Checked before handling, because an earlier attempt may have crashed its worker.
-        processed.verdict = Verdict::TooManyAttempts;
-        processed.outcome = Outcome::TooManyAttempts;
-        return processed;
-    }
-    let judged = judge_and_tell(context, session, states, event).await;
-    (processed.verdict, processed.changes, processed.in_doubt, processed.outcome) = judged;
-    if matches!(processed.outcome, Outcome::Done) {
-        states.handled();
-    }
-    processed
-}
-
-async fn judge_and_tell(
-    context: &Context,
-    session: &Session,
-    states: &mut IssueStates,
-    event: &IssueEvent,
-) -> (Verdict, String, bool, Outcome) {
-    let key = state::key(event.repository.id, event.issue.number);
-    let delivery_id = uuid::Uuid::try_parse(&event.delivery.id).unwrap_or_default();
-    let handlers = HandlerContext { worker: context, session, delivery_id };
-    for _ in 0..JUDGEMENTS {
-        let known = match states.get(&key).await {
-            Ok(known) => known,
-            Err(error) => {
-                return (
-                    Verdict::Failed,
-                    String::new(),
-                    false,
-                    Outcome::Transient(Box::new(error)),
-                );
-            }
+    describe(&event);
+    let mut pause = RETRY;
+    let mut begun = None;
+    let mut anew = None;
+    loop {
+        let store = anew.as_ref().unwrap_or(store);
+        let ended = async {
+            let number = match begun {
+                Some(number) => number,
+                None => *begun.insert(begin(store, partition, &id, delivered).await?),
+            };
+            let key = state::key(event.repository.id, event.issue.number);
+            let mut ports = BrokerPorts { context, session, store, key: &key };
+            // Checked before handling, because an earlier attempt may have crashed its worker.
+            let used_up = number > context.max_attempts;
+            attempt(&mut ports, &mut partition.memory, &event, &id, used_up).await
         };
-        let (before, revision) =
-            (known.as_ref().map(|(state, _)| state), known.as_ref().map(|k| k.1));
-        let (changes, next) = match diff::judge(before, event) {
-            Judgement::Stale => return (Verdict::Stale, String::new(), false, Outcome::Done),
-            Judgement::NothingNew => {
-                return (Verdict::NothingNew, String::new(), false, Outcome::Done);
+        match ended.await {
+            Ok(end) => {
+                if matches!(end.outcome, Outcome::Done) {
+                    partition.memory.handled();
+                }
+                let attempt = begun.unwrap_or(delivered);
+                return Ok(Processed { end, event: Some(event), attempt, started });
             }
-            Judgement::New { changes, next } => (changes, next),
-        };
-        let (told, outcome) = handlers::handle_all(&handlers, &changes).await;
-        let (summary, in_doubt) = (summary(&changes[..told]), next.in_doubt);
-        if !matches!(outcome, Outcome::Done) {
-            let failed = remember_told(states, &key, before, revision, &changes[..told]).await;
-            return (Verdict::Failed, summary, in_doubt, failed.unwrap_or(outcome));
-        }
-        let verdict = if changes.is_empty() { Verdict::Unchanged } else { Verdict::Changed };
-        match states.save(&key, next, revision).await {
-            Ok(Saved::Done) => return (verdict, summary, in_doubt, Outcome::Done),
-            Ok(Saved::Conflict) => {}
-            Err(error) => {
-                return (Verdict::Failed, summary, in_doubt, Outcome::Transient(Box::new(error)));
+            Err(Away(cause)) => {
+                let cause = context.broker.explain(started, Causes(cause.as_ref()).to_string());
+                context.instruments.retried();
+                if pause.is_fresh() {
+                    warn!(error = cause, "the broker fails, trying on with the delivery in hand");
+                } else {
+                    debug!(error = cause, "the broker still fails");
+                }
             }
         }
-    }
-    let error = "others keep writing this issue's state".into();
-    (Verdict::Failed, String::new(), false, Outcome::Transient(error))
-}
-
-/// After a failure, saves the changes that were published before it, so that a later event does not
-/// publish them again. Returns an outcome if the state could not be saved.
-async fn remember_told(
-    states: &mut IssueStates,
-    key: &str,
-    before: Option<&state::IssueState>,
-    revision: Option<u64>,
-    told: &[Change],
-) -> Option<Outcome> {
-    if told.is_empty() {
-        return None;
-    }
-    match states.save(key, diff::told_so_far(before, told), revision).await {
-        Ok(Saved::Done) => None,
-        Ok(Saved::Conflict) => Some(Outcome::Transient("another wrote this issue's state".into())),
-        Err(error) => Some(Outcome::Transient(Box::new(error))),
+        tokio::select! {
+            () = pause.wait() => {}
+            () = session.ended() => return Err(Unfinished),
+            () = stop.cancelled() => return Err(Unfinished),
+        }
+        // What is missing on the broker may be made anew. If not, the next attempt fails again.
+        anew = context.prepare(session, partition.number).await.ok().or(anew);
     }
 }
 
-fn summary(changes: &[Change]) -> String {
-    changes.iter().map(Change::summary).collect::<Vec<_>>().join(", ")
+async fn begin(
+    store: &kv::Store,
+    partition: &Partition,
+    id: &MessageId,
+    delivered: u64,
+) -> Result<u64, Away> {
+    let begun = attempts::begin(store, partition.number, id, delivered).await;
+    begun.map_err(|error| Away(Box::new(error)))
+}
+
+pub(crate) fn message_id(message: &Message, sequence: u64) -> MessageId {
+    let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+    MessageId { sequence, id: id.map(ToString::to_string).unwrap_or_default() }
 }
 
 fn traceparent(message: &Message) -> Option<Traceparent> {

@@ -20,12 +20,35 @@ impl Session {
         envelope: Envelope,
         stream: &str,
     ) -> Result<PublishAck, PublishError> {
-        let message = PublishMessage::build()
-            .payload(envelope.payload.into())
-            .headers(header_map(envelope.headers))
-            .expected_stream(stream);
-        self.jetstream.send_publish(envelope.subject, message).await?.await
+        let (subject, message) = message(envelope, stream);
+        self.jetstream.send_publish(subject, message).await?.await
     }
+
+    /// Like [`Session::publish`], but only if `last` is the sequence of the last message on the
+    /// subject, or 0 and there is none. Otherwise the error is
+    /// [`Refusal::NotLast`](super::refusal::Refusal::NotLast), unless the broker still remembers the
+    /// message's id.
+    ///
+    /// # Errors
+    /// [`Refusal`](super::refusal::Refusal) classifies them.
+    pub async fn publish_after(
+        &self,
+        envelope: Envelope,
+        stream: &str,
+        last: u64,
+    ) -> Result<PublishAck, PublishError> {
+        let (subject, message) = message(envelope, stream);
+        let message = message.expected_last_subject_sequence(last);
+        self.jetstream.send_publish(subject, message).await?.await
+    }
+}
+
+fn message(envelope: Envelope, stream: &str) -> (String, PublishMessage) {
+    let message = PublishMessage::build()
+        .payload(envelope.payload.into())
+        .headers(header_map(envelope.headers))
+        .expected_stream(stream);
+    (envelope.subject, message)
 }
 
 fn header_map(headers: Headers) -> HeaderMap {

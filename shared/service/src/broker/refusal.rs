@@ -14,6 +14,8 @@ pub enum Refusal {
     Never,
     /// The stream is not there: look for it, create it, and publish again.
     PrepareAgain,
+    /// Another message is the last one on the subject than the publisher expects.
+    NotLast,
     /// The broker cannot take anything now. Unknown errors count as this one.
     Away,
 }
@@ -30,6 +32,7 @@ impl Refusal {
             PublishErrorKind::MaxPayloadExceeded => Self::TooLarge,
             // No responders: also while the stream's leader is being elected.
             PublishErrorKind::StreamNotFound => Self::PrepareAgain,
+            PublishErrorKind::WrongLastSequence => Self::NotLast,
             PublishErrorKind::Other => of_code(code(error)),
             _ => Self::Away,
         }
@@ -47,6 +50,8 @@ fn of_code(code: Option<ErrorCode>) -> Refusal {
         Some(10054) => Refusal::TooLarge,
         // "header size exceeds maximum allowed of 64k".
         Some(10097) => Refusal::Never,
+        // "wrong last sequence", where a publish on the subject is still under way.
+        Some(10164) => Refusal::NotLast,
         // "stream not found"; "expected stream does not match": another stream took the subject.
         Some(10059 | 10060) => Refusal::PrepareAgain,
         // This includes 10077: a limit of the stream or of the account is reached.
@@ -65,6 +70,7 @@ mod tests {
             (10097, Refusal::Never),
             (10059, Refusal::PrepareAgain),
             (10060, Refusal::PrepareAgain),
+            (10164, Refusal::NotLast),
             (10077, Refusal::Away),
             (10023, Refusal::Away),
             (10047, Refusal::Away),
@@ -77,6 +83,7 @@ mod tests {
         for (kind, refusal) in [
             (PublishErrorKind::MaxPayloadExceeded, Refusal::TooLarge),
             (PublishErrorKind::StreamNotFound, Refusal::PrepareAgain),
+            (PublishErrorKind::WrongLastSequence, Refusal::NotLast),
             (PublishErrorKind::TimedOut, Refusal::Away),
             (PublishErrorKind::BrokenPipe, Refusal::Away),
             (PublishErrorKind::Other, Refusal::Away),

@@ -10,7 +10,7 @@ use contract::{
 
 use super::*;
 
-const ACTIONS: [&str; 12] = [
+const ACTIONS: [&str; 11] = [
     "opened",
     "edited",
     "closed",
@@ -21,7 +21,6 @@ const ACTIONS: [&str; 12] = [
     "label_cleared",
     "milestoned",
     "demilestoned",
-    "deleted",
     "pinned",
 ];
 const LOGINS: [&str; 4] = ["bot", "tom", "li-wei", "maria"];
@@ -55,14 +54,17 @@ impl Sketch {
             }
         }
         let second = Some(rest >> 1 & 7).filter(|second| *second < 7);
-        let action = ACTIONS[usize::from(action) % ACTIONS.len()];
+        // Rare, since nothing follows it.
+        let deleted = action > 250;
+        let action = if deleted { "deleted" } else { ACTIONS[usize::from(action) % ACTIONS.len()] };
         Self { action, assignees, closed: rest & 1 == 1, second, rest: rest >> 4 & 3 }
     }
 
     /// The event, as delivery number `n`.
     pub(crate) fn event(&self, n: usize) -> IssueEvent {
         let mut event = event::example();
-        let user = |login: &&str| User { id: 1, login: (*login).to_owned() };
+        let id = |login: &str| 1 + LOGINS.iter().position(|known| *known == login).unwrap_or(0);
+        let user = |login: &&str| User { id: id(login) as i64, login: (*login).to_owned() };
         event.action = Action::from(self.action.to_owned());
         event.issue.assignees = self.assignees.iter().map(user).collect();
         event.issue.state = if self.closed { State::Closed } else { State::Open };
@@ -92,7 +94,7 @@ fn digest(text: &str) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Story {
     pub(crate) state: Option<IssueState>,
-    pub(crate) told: Vec<Change>,
+    pub(crate) told: Vec<Decided>,
 }
 
 /// Judges events in this order, and checks the properties of each step.
@@ -112,15 +114,17 @@ pub(crate) fn story(sketches: &[Sketch]) -> Story {
 pub(crate) fn step(
     known: Option<&IssueState>,
     event: &IssueEvent,
-) -> Option<(Vec<Change>, IssueState)> {
+) -> Option<(Vec<Decided>, IssueState)> {
     let verdict = judge(known, event);
     assert_eq!(verdict, judge(known, event), "the same question has the same answer");
     let digest = &event.delivery.body_sha256;
     let (changes, next) = match verdict {
         Judgement::Stale => {
             let known = known.expect("nothing is stale where nothing is known");
-            assert!(event.issue.updated_at.is_some(), "unknown is never oldest");
-            assert!(event.issue.updated_at < known.updated_at);
+            if known.state != Lifecycle::Deleted {
+                assert!(event.issue.updated_at.is_some(), "unknown is never oldest");
+                assert!(event.issue.updated_at < known.updated_at);
+            }
             return None;
         }
         Judgement::NothingNew => {
@@ -147,20 +151,24 @@ pub(crate) fn step(
 fn check_changes(
     known: Option<&IssueState>,
     event: &IssueEvent,
-    changes: &[Change],
+    changes: &[Decided],
     next: &IssueState,
 ) {
     assert!(changes.is_sorted_by(|a, b| a.kind < b.kind), "in order, and one of a kind");
     let mut told = Told::of(known);
+    if known.is_none() && event.action == Action::Deleted {
+        told.assignees = people(event).iter().map(|person| person.login.clone()).collect();
+    }
+    let decided = next.clone().decided(changes.to_vec(), event, known);
     for (n, change) in changes.iter().enumerate() {
-        told.apply(change, known.is_none());
-        assert_eq!(change.assignees, event.issue.assignee_logins());
-        assert_eq!(change.cause.delivery_id, event.delivery.id);
+        told.apply(change, known.is_none() && event.action != Action::Deleted);
         assert_eq!(change.first_seen, known.is_none_or(|state| !state.has_event()));
         assert_eq!(change.in_doubt, changes[0].in_doubt);
         assert!(!change.in_doubt || next.in_doubt, "a doubt that was told is remembered");
-        let so_far = told_so_far(known, &changes[..=n]);
-        assert_eq!(Told::of(Some(&so_far)), told);
+        let so_far = decided.taken_back(n + 1);
+        if known.is_some() || event.action != Action::Deleted {
+            assert_eq!(Told::of(Some(&so_far)), told);
+        }
         let left = changes[n + 1..].to_vec();
         if !left.is_empty() {
             let rest = Judgement::New { changes: left, next: next.clone() };
@@ -173,8 +181,12 @@ fn check_changes(
 fn check_next(known: Option<&IssueState>, event: &IssueEvent, next: &IssueState) {
     let before = known.and_then(|state| state.updated_at);
     assert_eq!(next.updated_at, before.max(event.issue.updated_at));
-    assert_eq!(next.assignees, event.issue.assignee_logins());
-    assert_eq!(next.state, event.issue.state);
+    if event.action == Action::Deleted {
+        assert_eq!((next.assignees.len(), next.state), (0, Lifecycle::Deleted));
+    } else {
+        assert_eq!(next.assignees, people(event));
+        assert_eq!(next.state, event.issue.state.into());
+    }
     assert_eq!(next.delivery_id, event.delivery.id);
     let digest = &event.delivery.body_sha256[..SEEN_DIGITS.min(event.delivery.body_sha256.len())];
     let (seen, before) = match event.issue.updated_at {
@@ -191,40 +203,52 @@ fn check_next(known: Option<&IssueState>, event: &IssueEvent, next: &IssueState)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Told {
     assignees: BTreeSet<String>,
-    closed: bool,
+    lifecycle: Lifecycle,
 }
 
 impl Told {
     fn of(state: Option<&IssueState>) -> Self {
         state.map_or_else(Self::default, |state| Self {
-            assignees: state.assignees.iter().cloned().collect(),
-            closed: state.state == State::Closed,
+            assignees: state.assignees.iter().map(|person| person.login.clone()).collect(),
+            lifecycle: state.state,
         })
     }
 
     /// Applies a change, which must be possible in this state. The action is `believed` only for an
     /// issue about which nothing is known.
-    fn apply(&mut self, change: &Change, believed: bool) {
-        let Change { kind, added, removed, .. } = change;
+    fn apply(&mut self, change: &Decided, believed: bool) {
+        let Decided { kind, added, removed, .. } = change;
         let (adds, removes) = (!added.is_empty(), !removed.is_empty());
         match kind {
             ChangeKind::Assigned => assert!(adds && !removes),
             ChangeKind::Unassigned => assert!(!adds && removes != believed),
-            ChangeKind::Closed => assert!(!adds && !removes && !self.closed),
-            ChangeKind::Reopened => assert!(!adds && !removes && self.closed != believed),
+            ChangeKind::Closed => {
+                assert!(!adds && !removes && self.lifecycle == Lifecycle::Open);
+                self.lifecycle = Lifecycle::Closed;
+            }
+            ChangeKind::Reopened => {
+                assert!(!adds && !removes && (self.lifecycle == Lifecycle::Closed) != believed);
+                self.lifecycle = Lifecycle::Open;
+            }
+            ChangeKind::Deleted => {
+                assert!(!adds && !removes && self.lifecycle != Lifecycle::Deleted);
+                self.lifecycle = Lifecycle::Deleted;
+            }
+            ChangeKind::Other => panic!("a kind that is never published"),
         }
-        for login in added {
+        for Person { login, .. } in added {
             assert!(self.assignees.insert(login.clone()), "{login} was there");
         }
-        for login in removed {
+        for Person { login, .. } in removed {
             assert!(self.assignees.remove(login), "{login} was not there");
         }
-        match kind {
-            ChangeKind::Closed => self.closed = true,
-            ChangeKind::Reopened => self.closed = false,
-            ChangeKind::Assigned | ChangeKind::Unassigned => {}
-        }
     }
+}
+
+/// The part of a state that a handler sees.
+pub(crate) fn snapshot(state: &IssueState) -> (BTreeSet<&str>, bool) {
+    let logins = state.assignees.iter().map(|person| person.login.as_str()).collect();
+    (logins, state.state == Lifecycle::Closed)
 }
 
 /// Checks the final state of a story, in any order of delivery: it is the newest second's snapshot,
@@ -234,13 +258,14 @@ pub(crate) fn check_end(delivered: &[Sketch], end: Option<&IssueState>) {
         assert!(delivered.is_empty(), "something was delivered, and nothing is known");
         return;
     };
+    if delivered.iter().any(|sketch| sketch.action == "deleted") {
+        assert_eq!((end.assignees.len(), end.state), (0, Lifecycle::Deleted), "{end:?}");
+        return;
+    }
     let newest = delivered.iter().map(|sketch| sketch.second).max().flatten();
     let is_newest = |sketch: &&Sketch| sketch.second == newest;
     let rivals: Vec<_> = delivered.iter().filter(|s| is_newest(s) || s.second.is_none()).collect();
-    let ends_as = |sketch: &Sketch| {
-        let logins: BTreeSet<&str> = end.assignees.iter().map(String::as_str).collect();
-        sketch.snapshot() == (logins, end.state == State::Closed)
-    };
+    let ends_as = |sketch: &Sketch| sketch.snapshot() == snapshot(end);
     assert!(rivals.iter().any(|sketch| ends_as(sketch)), "it ends in what nobody said: {end:?}");
     if end.in_doubt {
         let all_agree = rivals.iter().all(|sketch| sketch.snapshot() == rivals[0].snapshot());

@@ -1,0 +1,72 @@
+//! The bucket of issue states: reads and compare-and-set writes of one entry.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    context::PublishError,
+    kv,
+    stream::{LastRawMessageError, LastRawMessageErrorKind},
+};
+use contract::{
+    envelope::{Envelope, Headers},
+    names::ISSUE_STATE,
+    timestamp::Timestamp,
+};
+use service::broker::Session;
+use thiserror::Error;
+
+use super::{memory::Entry, state::IssueState};
+
+/// Why an entry could not be read or written.
+#[derive(Debug, Error)]
+pub(crate) enum BucketError {
+    #[error("read the issue state")]
+    Read(#[source] LastRawMessageError),
+    #[error("decode the issue state")]
+    Decode(#[source] serde_json::Error),
+    #[error("encode the issue state")]
+    Encode(#[source] serde_json::Error),
+    #[error("write the issue state")]
+    Write(#[source] PublishError),
+}
+
+/// Reads an issue's entry. `old_after` is the age from which it counts as old.
+pub(crate) async fn read(
+    store: &kv::Store,
+    key: &str,
+    old_after: Duration,
+) -> Result<Entry, BucketError> {
+    // Only the leader is asked. Any node of a cluster may answer a direct get, even one that has
+    // not received the newest write yet.
+    let subject = format!("{}{key}", store.prefix);
+    let found = match store.stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+            return Ok(Entry::default());
+        }
+        Err(error) => return Err(BucketError::Read(error)),
+    };
+    // A marker of a deletion has a revision too.
+    let state = match found.headers.get("KV-Operation") {
+        Some(_) => None,
+        None => Some(serde_json::from_slice(&found.payload).map_err(BucketError::Decode)?),
+    };
+    let age = Timestamp::now().unix_micros() / 1_000_000 - found.time.unix_timestamp();
+    let is_old = u64::try_from(age).is_ok_and(|age| age > old_after.as_secs());
+    Ok(Entry { state, revision: found.sequence, is_old })
+}
+
+/// Replaces the entry at `revision`, where 0 means that there is none. Returns the new revision.
+pub(crate) async fn write(
+    session: &Session,
+    store: &kv::Store,
+    key: &str,
+    state: &IssueState,
+    revision: u64,
+) -> Result<u64, BucketError> {
+    let payload = serde_json::to_vec(state).map_err(BucketError::Encode)?;
+    let subject = format!("{}{key}", store.put_prefix.as_deref().unwrap_or(&store.prefix));
+    let envelope = Envelope { subject, headers: Headers::default(), payload };
+    let written = session.publish_after(envelope, &format!("KV_{ISSUE_STATE}"), revision).await;
+    Ok(written.map_err(BucketError::Write)?.sequence)
+}

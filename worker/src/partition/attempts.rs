@@ -1,0 +1,95 @@
+//! Counts the attempts at the message that a partition has in hand.
+//!
+//! The server counts deliveries. But a message is also delivered again because a connection was
+//! lost or a worker was stopped, which says nothing about the event. So what counts is kept in the
+//! bucket of issue states, under a key per partition: one message is in hand at a time. An attempt
+//! counts from its begin, because a crash cannot be recorded. It is forgiven where it ended for
+//! another reason.
+
+use async_nats::jetstream::{
+    kv,
+    stream::{LastRawMessageError, LastRawMessageErrorKind},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::issue::state::MessageId;
+
+/// Start of the keys in the bucket of issue states.
+const PREFIX: &str = "attempts";
+
+/// Why the attempts could not be read or recorded.
+#[derive(Debug, Error)]
+pub(crate) enum AttemptsError {
+    #[error("read the attempts")]
+    Read(#[source] LastRawMessageError),
+    #[error("record the attempts")]
+    Write(#[source] kv::PutError),
+    #[error("encode the attempts")]
+    Encode(#[source] serde_json::Error),
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record {
+    message: MessageId,
+    /// Attempts that count.
+    attempts: u64,
+}
+
+/// Begins an attempt and returns its number, from 1. `delivered` is the server's count.
+pub(crate) async fn begin(
+    store: &kv::Store,
+    partition: u8,
+    message: &MessageId,
+    delivered: u64,
+) -> Result<u64, AttemptsError> {
+    if delivered <= 1 {
+        return Ok(1);
+    }
+    // The first attempt leaves no record, because most messages have no second one.
+    let before = read(store, partition, message).await?.unwrap_or(1);
+    write(store, partition, message, before + 1).await?;
+    Ok(before + 1)
+}
+
+/// Takes back that the last attempt at `message` counts.
+pub(crate) async fn forgive(
+    store: &kv::Store,
+    partition: u8,
+    message: &MessageId,
+) -> Result<(), AttemptsError> {
+    let counted = read(store, partition, message).await?.unwrap_or(1);
+    write(store, partition, message, counted.saturating_sub(1)).await
+}
+
+async fn read(
+    store: &kv::Store,
+    partition: u8,
+    message: &MessageId,
+) -> Result<Option<u64>, AttemptsError> {
+    let subject = format!("{}{}", store.prefix, key(partition));
+    let found = match store.stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+        Err(error) => return Err(AttemptsError::Read(error)),
+    };
+    // A record that cannot be read counts as none: it must not stop the partition.
+    let record: Option<Record> = serde_json::from_slice(&found.payload).ok();
+    Ok(record.filter(|record| record.message == *message).map(|record| record.attempts))
+}
+
+async fn write(
+    store: &kv::Store,
+    partition: u8,
+    message: &MessageId,
+    attempts: u64,
+) -> Result<(), AttemptsError> {
+    let record = Record { message: message.clone(), attempts };
+    let json = serde_json::to_vec(&record).map_err(AttemptsError::Encode)?;
+    store.put(key(partition), json.into()).await.map_err(AttemptsError::Write)?;
+    Ok(())
+}
+
+fn key(partition: u8) -> String {
+    format!("{PREFIX}.{partition:02}")
+}
