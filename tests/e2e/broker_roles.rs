@@ -9,7 +9,10 @@ use std::{
 
 use async_nats::{
     Client, ConnectOptions, Event,
-    jetstream::{self, AckKind, consumer::PullConsumer},
+    jetstream::{
+        self, AckKind,
+        consumer::{PriorityPolicy, PullConsumer},
+    },
 };
 use contract::names;
 use tempfile::TempDir;
@@ -267,6 +270,21 @@ async fn a_denial_is_logged_as_what_it_is() {
     let worker = start("worker", &[], "ingest", &nats, &data);
     let line = worker.line_with("cannot consume").await;
     assert!(line.contains("NATS denies: Permissions Violation for Publish to"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_set_the_policy_of_consumers_goes_on_without() {
+    let (nats, data) = (nats_with_roles().await, temp_dir());
+    create_streams(&nats, &data).await;
+    let admin = jetstream::new(nats.client().await);
+    crate::affinity::set_policy(&admin, PriorityPolicy::None).await;
+    let ingest = start("ingest", &[], "ingest", &nats, &data);
+    let worker = start("worker", &[], "worker", &nats, &data);
+    a_delivery_becomes_a_change(&nats, &ingest).await;
+    wait::until_equal("it to be settled", Some(0), || bus::lag(&admin)).await;
+    let told = |process: &Process| process.output().matches("refused to serve").count();
+    assert_eq!(told(&worker), 1, "{}", worker.output());
+    assert!(!worker.output().contains("cannot consume"), "{}", worker.output());
 }
 
 /// A certificate authority, and what it has signed, as files.

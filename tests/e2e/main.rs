@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 mod abuse;
+mod affinity;
 #[cfg(target_os = "linux")]
 mod broker_roles;
 mod cluster;

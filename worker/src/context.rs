@@ -3,19 +3,24 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use async_nats::jetstream::kv;
+use contract::names::PARTITIONS;
 use service::broker::{
     Broker, Session,
     streams::{self, StreamsError, StreamsSettings},
 };
 use tokio::sync::Mutex;
 
-use crate::{instruments::Instruments, settings::WorkerSettings};
+use crate::{
+    instruments::Instruments,
+    partition::affinity::{Affinity, Identity},
+    settings::WorkerSettings,
+};
 
 /// How long the result of a look-up on the broker is reused while partitions start over. A failure
 /// is reused too.
@@ -35,6 +40,11 @@ pub(crate) struct Context {
     /// Result of the last look-up, with its session number and its time.
     found: Mutex<Option<(u64, Instant, LookUp)>>,
     consuming: AtomicUsize,
+    identity: Identity,
+    /// Whether the consumer of each partition serves requests by their priority.
+    prioritized: [AtomicBool; PARTITIONS as usize],
+    /// The broker refused to make consumers so. It is not asked again.
+    refused_priorities: AtomicBool,
 }
 
 /// All partitions that look up at the same time share one result.
@@ -58,6 +68,9 @@ impl Context {
             streams: settings.common.streams.clone(),
             found: Mutex::new(None),
             consuming: AtomicUsize::new(0),
+            identity: Identity::default(),
+            prioritized: [const { AtomicBool::new(false) }; PARTITIONS as usize],
+            refused_priorities: AtomicBool::new(false),
         }
     }
 
@@ -70,8 +83,23 @@ impl Context {
         partition: u8,
     ) -> Result<kv::Store, Arc<StreamsError>> {
         let found = self.found(session).await?;
-        streams::partition_consumer(&found.events, &self.streams, self.ack_wait, partition).await?;
+        let prioritize =
+            session.knows_priorities() && !self.refused_priorities.load(Ordering::Relaxed);
+        let (streams, ack_wait) = (&self.streams, self.ack_wait);
+        let consumer =
+            streams::partition_consumer(&found.events, streams, ack_wait, partition, prioritize)
+                .await?;
+        if consumer.refused && !self.refused_priorities.swap(true, Ordering::Relaxed) {
+            streams::warn_without_priorities();
+        }
+        self.prioritized[usize::from(partition)].store(consumer.prioritized, Ordering::Relaxed);
         Ok(found.states)
+    }
+
+    /// Our claim to a partition that is prepared. None if its consumer knows no priorities.
+    pub(crate) fn affinity(&self, partition: u8) -> Option<Affinity> {
+        let prioritized = self.prioritized[usize::from(partition)].load(Ordering::Relaxed);
+        prioritized.then(|| Affinity::new(&self.identity, partition))
     }
 
     /// A failure is shared too, because 64 timeouts one after the other would take minutes.

@@ -43,7 +43,8 @@ pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
     let (broker, keeper) = Broker::new(&settings, "coordinator-create-streams").await?;
     tokio::spawn(keeper);
     let session = broker.connected().await;
-    streams::create_all(&session.jetstream, &limits, ack_wait, &args.reader).await?;
+    let prioritize = session.knows_priorities();
+    streams::create_all(&session.jetstream, &limits, ack_wait, prioritize, &args.reader).await?;
     info!("streams, bucket and consumers are there");
     telemetry.shutdown().await;
     Ok(())

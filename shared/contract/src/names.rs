@@ -12,6 +12,9 @@ pub const ISSUE_STATE: &str = "GITEA_ISSUE_STATE";
 /// Number of partitions. Subjects hold the partition, so the number can never change.
 pub const PARTITIONS: u8 = 64;
 
+/// Priority group of the workers at the consumer of a partition.
+pub const WORKERS_GROUP: &str = "workers";
+
 /// First tokens of an event's subject.
 pub const EVENTS_PREFIX: &str = "gitea.issues";
 /// First tokens of a change's subject.

@@ -122,7 +122,8 @@ async fn consume(
     let store = context.prepare(session, partition.number).await?;
     partition.memory.clear();
     hand_back(session, &store, partition).await?;
-    let mut pull = Pull::start(session, partition.number, stop.clone()).await?;
+    let affinity = context.affinity(partition.number);
+    let mut pull = Pull::start(session, partition.number, affinity, stop.clone()).await?;
     let _consuming = context.consuming();
     while let Some(message) = pull.next().await? {
         let sequence = message.info().map_or(0, |info| info.stream_sequence);

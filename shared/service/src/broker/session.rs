@@ -125,6 +125,11 @@ impl Session {
         self.client.max_payload()
     }
 
+    /// Whether the server serves requests for messages by their priority.
+    pub fn knows_priorities(&self) -> bool {
+        self.client.is_server_compatible(2, 12, 0)
+    }
+
     /// Marks all clones of the session as ended, once `end` shows that the connection is lost.
     pub(super) async fn until_end(&self, mut end: Subscriber) {
         while end.next().await.is_some() {}

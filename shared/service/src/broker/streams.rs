@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
-    consumer::{self, AckPolicy, DeliverPolicy, pull},
+    consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, pull},
     context::{CreateKeyValueErrorKind, GetStreamErrorKind},
     kv,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use contract::{
     names::{
         CHANGES, CHANGES_PREFIX, DEAD_LETTERS, DEAD_PREFIX, EVENTS, EVENTS_PREFIX, ISSUE_STATE,
-        PARTITIONS, consumer_name,
+        PARTITIONS, WORKERS_GROUP, consumer_name,
     },
     subject::partition_filter,
 };
@@ -201,49 +201,101 @@ async fn open(js: &jetstream::Context) -> Result<kv::Store, StreamsError> {
     js.get_key_value(ISSUE_STATE).await.map_err(|error| StreamsError::Bucket(ISSUE_STATE, error))
 }
 
+/// The consumer of a partition as it stands on the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionConsumer {
+    /// Whether it serves requests by their priority. They name [`WORKERS_GROUP`] then.
+    pub prioritized: bool,
+    /// Whether the broker refused to make it so.
+    pub refused: bool,
+}
+
 /// Makes sure that the durable consumer of a partition exists.
 ///
 /// One message in flight (`max_ack_pending: 1`) keeps the order per issue,
-/// whatever workers come, go or die. An existing consumer with this `ack_wait` is
+/// whatever workers come, go or die. An existing consumer that is as needed is
 /// only looked up, so a worker's user needs no permission to create consumers.
+///
+/// `prioritize` asks for a consumer that serves requests by their priority. The server must know
+/// that (2.12). It is a preference: a consumer that cannot be made so is used without.
 pub async fn partition_consumer(
     events: &stream::Stream,
     settings: &StreamsSettings,
     ack_wait: Duration,
     partition: u8,
-) -> Result<(), StreamsError> {
+    prioritize: bool,
+) -> Result<PartitionConsumer, StreamsError> {
     let name = consumer_name(partition);
-    let wanted = pull::Config {
-        durable_name: Some(name.clone()),
-        description: Some(format!("Partition {partition} of {PARTITIONS}, shared by all workers")),
-        filter_subject: partition_filter(partition),
-        deliver_policy: DeliverPolicy::All,
-        ack_policy: AckPolicy::Explicit,
-        ack_wait,
-        max_deliver: -1,
-        max_ack_pending: 1,
-        num_replicas: settings.stream_replicas,
-        ..pull::Config::default()
-    };
-    match events.consumer_info(&name).await {
-        Ok(info) if keeps_order(&info.config, &wanted) => return Ok(()),
-        Ok(_) => {}
-        Err(error) if is_consumer_missing(&error) => {}
+    let found = match events.consumer_info(&name).await {
+        Ok(info) => Some(info.config),
+        Err(error) if is_consumer_missing(&error) => None,
         Err(error) => return Err(StreamsError::GetConsumer(name, error)),
+    };
+    let needed = |prioritize| {
+        let config = found.clone().unwrap_or_else(|| consumer::Config {
+            durable_name: Some(name.clone()),
+            description: Some(format!(
+                "Partition {partition} of {PARTITIONS}, shared by all workers"
+            )),
+            num_replicas: settings.stream_replicas,
+            ..consumer::Config::default()
+        });
+        as_needed(config, ack_wait, partition, prioritize)
+    };
+    let wanted = needed(prioritize);
+    let prioritized = is_prioritized(&wanted);
+    if found.as_ref() == Some(&wanted) {
+        return Ok(PartitionConsumer { prioritized, refused: false });
     }
-    // Creates the consumer, or sets `ack_wait` on the existing one.
-    let created = events.create_consumer(wanted).await;
-    created.map(drop).map_err(|error| StreamsError::Consumer(name, error))
+    // Creates the consumer, or updates the existing one.
+    match events.create_consumer(wanted).await {
+        Ok(_) => Ok(PartitionConsumer { prioritized, refused: false }),
+        Err(_) if found == Some(needed(false)) => {
+            Ok(PartitionConsumer { prioritized: false, refused: true })
+        }
+        Err(error) => Err(StreamsError::Consumer(name, error)),
+    }
 }
 
-/// Whether a consumer that somebody made keeps the order per issue and gives no message up.
-fn keeps_order(found: &consumer::Config, wanted: &pull::Config) -> bool {
-    found.ack_wait == wanted.ack_wait
-        && found.ack_policy == wanted.ack_policy
-        && found.max_ack_pending == wanted.max_ack_pending
-        && found.max_deliver == wanted.max_deliver
-        && found.filter_subject == wanted.filter_subject
-        && found.filter_subjects.is_empty()
+/// The configuration with which a consumer keeps the order per issue and gives no message up. What
+/// else an operator has set is kept.
+fn as_needed(
+    mut config: consumer::Config,
+    ack_wait: Duration,
+    partition: u8,
+    prioritize: bool,
+) -> consumer::Config {
+    config.filter_subject = partition_filter(partition);
+    config.filter_subjects.clear();
+    config.deliver_policy = DeliverPolicy::All;
+    config.ack_policy = AckPolicy::Explicit;
+    config.ack_wait = ack_wait;
+    config.max_deliver = -1;
+    config.max_ack_pending = 1;
+    if prioritize {
+        config.priority_policy = PriorityPolicy::Prioritized;
+        config.priority_groups = vec![WORKERS_GROUP.into()];
+    } else if !is_prioritized(&config) {
+        // Another policy asks for what our requests do not hold.
+        config.priority_policy = PriorityPolicy::None;
+        config.priority_groups.clear();
+    }
+    config
+}
+
+fn is_prioritized(config: &consumer::Config) -> bool {
+    config.priority_policy == PriorityPolicy::Prioritized
+        && config.priority_groups.iter().any(|group| group == WORKERS_GROUP)
+}
+
+/// Says that partitions do not stay with their workers, because the broker refused it.
+pub fn warn_without_priorities() {
+    warn!(
+        parent: None,
+        "the broker refused to serve the workers' requests by priority; the consumers are used \
+         without, so a partition may change its worker with each message. \
+         `coordinator create-streams` sets it"
+    );
 }
 
 fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
@@ -260,14 +312,20 @@ pub async fn create_all(
     js: &jetstream::Context,
     settings: &StreamsSettings,
     ack_wait: Duration,
+    prioritize: bool,
     readers: &[String],
 ) -> Result<(), StreamsError> {
+    let mut refused = false;
     let events = events(js, settings).await?;
     let changes = changes(js, settings).await?;
     dead_letters(js, settings).await?;
     issue_state(js, settings).await?;
     for partition in 0..PARTITIONS {
-        partition_consumer(&events, settings, ack_wait, partition).await?;
+        let made = partition_consumer(&events, settings, ack_wait, partition, prioritize).await?;
+        refused |= made.refused;
+    }
+    if refused {
+        warn_without_priorities();
     }
     for name in readers {
         let reader = pull::Config {
