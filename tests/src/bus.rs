@@ -101,7 +101,11 @@ pub async fn lag(js: &jetstream::Context) -> Option<u64> {
 /// # Panics
 /// If none comes in time.
 pub async fn next(consumer: &PullConsumer) -> jetstream::Message {
-    let batch = consumer.batch().max_messages(1).expires(wait::DEADLINE).messages().await;
-    let message = batch.expect("messages").next().await;
+    let mut batch = consumer.batch().max_messages(1).expires(wait::DEADLINE);
+    // A consumer of a partition serves nobody who names no group.
+    if let Some(group) = consumer.cached_info().config.priority_groups.first() {
+        batch = batch.group(group);
+    }
+    let message = batch.messages().await.expect("messages").next().await;
     message.expect("a message").expect("no error")
 }
