@@ -165,8 +165,11 @@ impl Journal {
         settings: &JournalSettings,
         tasks: &mut Tasks,
     ) -> Result<Self, JournalError> {
-        let (file, retention) = (settings.dir.join(FILE), settings.retention);
-        let opening = settings.clone();
+        // SQLite takes a path that begins with `file:` as a URI, which may ask for a journal in
+        // memory. An absolute path is never a URI.
+        let dir = std::path::absolute(&settings.dir).map_err(JournalError::Directory)?;
+        let (file, retention) = (dir.join(FILE), settings.retention);
+        let opening = JournalSettings { dir, ..settings.clone() };
         let (writer, shared, committed) = blocking(move || Writer::open(&opening, FILE)).await?;
         let (commands, receiver) = sync_channel(QUEUE);
         tasks.spawn_thread(WRITER, move || writer.run(&receiver)).map_err(JournalError::Thread)?;

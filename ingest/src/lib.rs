@@ -17,16 +17,18 @@ mod relay;
 pub mod settings;
 mod upkeep;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use serde_json::json;
 use service::{
     broker::Broker,
+    causes::Causes,
     operator::{Health, HealthCheck, Status},
     role::{self, Host, Role},
     server::Server,
+    settings::SettingsError,
     tasks::{Ended, Tasks},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,7 +37,7 @@ use tracing::{info, warn};
 use crate::{
     http::webhook::Webhook,
     instruments::Instruments,
-    journal::{Journal, WRITER},
+    journal::{Journal, JournalError, WRITER},
     large::LargeBodies,
     relay::Relay,
     settings::IngestSettings,
@@ -67,7 +69,7 @@ impl Ingest {
         let mut tasks = Tasks::default();
         let journal = Journal::open(&settings.journal, &mut tasks)
             .await
-            .with_context(|| format!("open the journal in {}", settings.journal.dir.display()))?;
+            .map_err(|error| not_opened(error, &settings.journal.dir))?;
         let instruments = Instruments::new(&host.meter, &journal, settings.journal.max_bytes);
         let instruments = Arc::new(instruments);
         let broker = Broker::new(&settings.common.broker, "coordinator-ingest").await;
@@ -130,6 +132,18 @@ impl Role for Ingest {
             info!("ingest stopped");
             Ok(())
         })
+    }
+}
+
+/// The error of a journal that cannot be opened. It names the setting if the directory is at fault.
+fn not_opened(error: JournalError, dir: &Path) -> anyhow::Error {
+    let dir = dir.display();
+    match error {
+        JournalError::Directory(_) | JournalError::Lock(_) => {
+            let problem = format!("DATA_DIR is {dir}, which cannot be used ({})", Causes(&error));
+            anyhow::Error::new(SettingsError(vec![problem]))
+        }
+        error => anyhow::Error::new(error).context(format!("open the journal in {dir}")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use service::{
     role::CommonSettings,
     secret::Secret,
     server::Limits,
-    settings::{Problems, address, any, number, port, secs},
+    settings::{Problems, address, directory, number, path, port, secret, secs, text},
 };
 
 use crate::{
@@ -17,6 +18,8 @@ use crate::{
     journal::{JournalSettings, window},
 };
 
+/// Default directory of the journal.
+const DEFAULT_DATA_DIR: &str = "data";
 const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
 const DAY_SECS: u64 = 86_400;
@@ -28,13 +31,13 @@ service::settings! {
         host: IpAddr = "HOST" or "0.0.0.0" = Ipv4Addr::UNSPECIFIED.into(), address,
             "Address that the webhook listens on";
         port: u16 = "PORT" or "8000" = 8000, port, "Port that the webhook listens on; 0 for any";
-        gitea_webhook_secret: Option<String> = "GITEA_WEBHOOK_SECRET", any, "Secret of the webhook in Gitea";
-        gitea_webhook_secret_file: Option<String> = "GITEA_WEBHOOK_SECRET_FILE", any, "File that holds the secret";
-        gitea_webhook_secret_previous: Option<String> = "GITEA_WEBHOOK_SECRET_PREVIOUS", any,
+        gitea_webhook_secret: Option<Secret> = "GITEA_WEBHOOK_SECRET", secret, "Secret of the webhook in Gitea";
+        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret";
+        gitea_webhook_secret_previous: Option<Secret> = "GITEA_WEBHOOK_SECRET_PREVIOUS", secret,
             "Former secret, still taken during a rotation";
-        gitea_webhook_secret_previous_file: Option<String> = "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", any,
+        gitea_webhook_secret_previous_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", path,
             "File that holds the former secret";
-        data_dir: String = "DATA_DIR" or "data" = "data".into(), any, "Directory of the journal";
+        data_dir: PathBuf = "DATA_DIR" or "data" = DEFAULT_DATA_DIR.into(), directory, "Directory of the journal";
         max_body_bytes: usize = "MAX_BODY_BYTES" or "16777216" = 16 * MIB as usize, number(1024, GIB as usize),
             "Largest body of a delivery, in bytes";
         max_in_flight_bytes: usize = "MAX_IN_FLIGHT_BYTES" or "33554432" = 32 * MIB as usize, number(1024, 64 * GIB as usize),
@@ -84,6 +87,11 @@ impl IngestArgs {
         if own.gitea_webhook_secret.is_none() && own.gitea_webhook_secret_file.is_none() {
             problems.add("GITEA_WEBHOOK_SECRET is required");
         }
+        if text(&self.data_dir).is_none()
+            && let Err(problem) = directory(DEFAULT_DATA_DIR)
+        {
+            problems.add(format!("DATA_DIR {problem}"));
+        }
         if own.max_in_flight_bytes < own.max_body_bytes {
             problems.add("MAX_IN_FLIGHT_BYTES is smaller than MAX_BODY_BYTES");
         }
@@ -121,7 +129,7 @@ impl IngestArgs {
                 timeout: own.body_timeout_secs,
             },
             journal: JournalSettings {
-                dir: own.data_dir.into(),
+                dir: own.data_dir,
                 max_bytes: own.journal_max_bytes,
                 retention: own.journal_retention_secs,
                 retention_bytes: own.journal_retention_bytes.min(own.journal_max_bytes),
@@ -161,7 +169,7 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         let line = settings(&IngestArgs {
             gitea_webhook_secret: some("s"),
-            host: some("localhost"),
+            host: some("example.com"),
             port: some("70000"),
             max_in_flight_bytes: some("2048"),
             journal_retention_secs: some("86401"),

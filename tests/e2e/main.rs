@@ -10,6 +10,7 @@ mod coordinator;
 mod http;
 mod outages;
 mod services;
+mod settings;
 mod settling;
 mod stories;
 mod telemetry;

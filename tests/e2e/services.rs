@@ -310,7 +310,7 @@ async fn bad_settings_are_told_in_one_line_before_anything_binds() {
                 ("NATS_URL", "nats://a b"),
                 ("ACK_WAIT_SECS", "x"),
             ],
-            "coordinator: GITEA_URL is required; NATS_URL is not a URL such as nats://host:4222; ACK_WAIT_SECS is not a number from 1 to 3600",
+            "coordinator: GITEA_URL is required; NATS_URL has a space in it; several servers go with commas between; ACK_WAIT_SECS is not a number from 1 to 3600",
         ),
     ] {
         let mut process = Process::start(Path::new(EXE), service, &[], &environment);

@@ -49,7 +49,7 @@ impl BrokerArgs {
         let Ok(session) = timeout(CONNECT_TIMEOUT, broker.connected()).await else {
             bail!(
                 "no connection to NATS at {} within {} s; is it running (cargo run), and are user and password right?",
-                public_url(&config),
+                config.servers,
                 CONNECT_TIMEOUT.as_secs()
             );
         };
@@ -66,18 +66,6 @@ impl BrokerArgs {
         let config = settings.settings(&mut problems);
         Ok(problems.finish(config)?)
     }
-}
-
-/// URLs of a broker, without user and password.
-pub(crate) fn public_url(config: &BrokerSettings) -> String {
-    let urls = config.servers.iter().map(|server| {
-        format!("{}://{}:{}", server.scheme(), bracketed(server.host()), server.port())
-    });
-    urls.collect::<Vec<_>>().join(",")
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 #[cfg(test)]
@@ -100,7 +88,7 @@ mod tests {
             ("nats://[::1]:5", "nats://[::1]:5"),
         ] {
             let config = args(Some(url), Path::new("")).config().expect(url);
-            assert_eq!(public_url(&config), shown);
+            assert_eq!(config.servers.to_string(), shown);
         }
     }
 
@@ -109,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let found = |nats_url| {
             let config = args(nats_url, dir.path()).config();
-            config.map(|config| public_url(&config)).map_err(|error| format!("{error:#}"))
+            config.map(|config| config.servers.to_string()).map_err(|error| format!("{error:#}"))
         };
         assert_eq!(found(None), Ok("nats://127.0.0.1:4222".into()));
         let instance = Instance {

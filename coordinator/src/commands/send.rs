@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use contract::{event::State, timestamp::Timestamp};
 use serde_json::{Value, json};
-use service::{secret::Secret, settings::Problems};
+use service::{
+    secret::Secret,
+    settings::{Problems, is_loopback, path, secret},
+};
 use uuid::Uuid;
 
 use super::{connect::DataDirArg, output};
@@ -62,10 +65,16 @@ pub(crate) struct SendArgs {
     /// Print the answer as one line of JSON
     #[arg(long)]
     json: bool,
-    #[arg(long, env = "GITEA_WEBHOOK_SECRET", hide = true, hide_env_values = true)]
-    gitea_webhook_secret: Option<String>,
-    #[arg(long, env = "GITEA_WEBHOOK_SECRET_FILE", hide = true)]
-    gitea_webhook_secret_file: Option<String>,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
+service::settings! {
+    /// The secret, from the settings that ingest takes.
+    pub struct SecretArgs => SecretTexts {
+        gitea_webhook_secret: Option<Secret> = "GITEA_WEBHOOK_SECRET", secret, "Secret of the webhook in Gitea";
+        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret";
+    }
 }
 
 /// The actions that can be sent.
@@ -126,8 +135,8 @@ impl SendArgs {
         let secret = match &self.secret_file {
             Some(file) => problems.secret(name, &None, &of_file(file.clone())),
             None => {
-                let (value, file) = (&self.gitea_webhook_secret, &self.gitea_webhook_secret_file);
-                problems.secret(name, value, file)
+                let SecretArgs { gitea_webhook_secret, gitea_webhook_secret_file } = &self.secret;
+                problems.secret(name, gitea_webhook_secret, gitea_webhook_secret_file)
             }
         };
         problems.finish(())?;
@@ -191,7 +200,11 @@ pub(crate) fn owner_and_name(text: &str) -> Result<(String, String), &'static st
 }
 
 async fn post(url: &str, delivery: &Delivery) -> Result<Answer> {
-    let mut request = reqwest::Client::new().post(url).body(delivery.body.clone());
+    let client = reqwest::Client::builder();
+    // A proxy looks for loopback on its own machine.
+    let client = if is_loopback(url) { client.no_proxy() } else { client };
+    let client = client.build().context("set up the HTTP client")?;
+    let mut request = client.post(url).body(delivery.body.clone());
     for (name, value) in &delivery.headers {
         request = request.header(*name, value);
     }

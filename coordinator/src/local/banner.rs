@@ -47,7 +47,7 @@ impl Banner<'_> {
     }
 
     fn otlp_endpoint(&self) -> Option<&str> {
-        self.settings.ingest.common.telemetry.otlp_endpoint.as_deref()
+        self.settings.ingest.common.telemetry.endpoint()
     }
 
     fn next_command(&self) -> String {

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use service::settings::SettingsError;
 
 /// Default data directory.
 pub(crate) const DEFAULT_DATA_DIR: &str = "data";
@@ -34,15 +35,14 @@ impl DataDir {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .with_context(|| format!("create the data directory {}", path.display()))?;
+            .map_err(|error| unusable(path, "made", &error))?;
         // An absolute path: nats-server has the same working directory, but its configuration
         // stays on disk after this process.
         let path = path
             .canonicalize()
             .with_context(|| format!("open the data directory {}", path.display()))?;
         let lock_file = path.join(LOCK_FILE);
-        let lock =
-            File::create(&lock_file).with_context(|| format!("create {}", lock_file.display()))?;
+        let lock = File::create(&lock_file).map_err(|error| unusable(&path, "used", &error))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, _lock: lock }),
             Err(TryLockError::WouldBlock) => bail!(
@@ -68,6 +68,10 @@ impl DataDir {
         }
         Ok(file)
     }
+}
+
+fn unusable(path: &Path, verb: &str, error: &io::Error) -> SettingsError {
+    SettingsError(vec![format!("DATA_DIR is {}, which cannot be {verb} ({error})", path.display())])
 }
 
 /// Where the secret of a data directory is kept.

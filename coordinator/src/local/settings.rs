@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ingest::settings::{IngestArgs, IngestSettings};
 use service::{
-    broker::BrokerSettings,
+    broker::{BrokerSettings, Servers},
     role::CommonArgs,
-    settings::{Problems, SettingsError, number, text},
+    settings::{Problems, SettingsError, port, text},
 };
 use worker::settings::{WorkerArgs, WorkerSettings};
 
@@ -76,11 +76,11 @@ impl UpArgs {
 
     fn own_nats_port(&self, problems: &mut Problems) -> Option<u16> {
         let broker = &self.common.broker;
-        let port =
-            problems.read("NATS_PORT", &self.nats_port, DEFAULT_NATS_PORT, number(0, u16::MAX));
+        // Kubernetes sets NATS_PORT beside a Service named nats. It matters only where it is used.
         if broker.names_a_server() {
             return None;
         }
+        let port = problems.read("NATS_PORT", &self.nats_port, DEFAULT_NATS_PORT, port);
         for (name, value) in [
             ("NATS_USER", &broker.nats_user),
             ("NATS_CREDS_FILE", &broker.nats_creds_file),
@@ -113,7 +113,8 @@ impl UpSettings {
     /// Uses the server at `url`, and drops all other settings of the broker.
     pub(crate) fn use_nats(&mut self, url: &str) -> Result<()> {
         let server = url.parse().context("read nats-server's URL")?;
-        let broker = BrokerSettings { servers: vec![server], ..BrokerSettings::default() };
+        let broker =
+            BrokerSettings { servers: Servers::from(vec![server]), ..BrokerSettings::default() };
         self.ingest.common.broker = broker.clone();
         self.worker.common.broker = broker;
         Ok(())
@@ -164,13 +165,24 @@ mod tests {
     #[test]
     fn settings_of_a_nats_that_is_not_named_are_told_with_all_else_that_is_wrong() {
         let mut args = UpArgs { nats_port: some("70000"), ..UpArgs::default() };
-        args.common.broker.nats_creds_file = some("x.creds");
+        args.common.broker.nats_creds_file = some("/not/there.creds");
         args.common.streams.stream_replicas = some("3");
         args.common.telemetry.log_level = some("loud");
         let line = args.check().expect_err("four are wrong").to_string();
         for name in ["NATS_CREDS_FILE", "STREAM_REPLICAS", "LOG_LEVEL", "NATS_PORT"] {
             assert!(line.contains(name), "{name} is missing in: {line}");
         }
+    }
+
+    #[test]
+    fn a_port_that_kubernetes_sets_is_told_where_it_would_be_used() {
+        let mut args = UpArgs { nats_port: some("tcp://10.0.0.1:4222"), ..UpArgs::default() };
+        let line = args.check().expect_err("no port").to_string();
+        assert!(
+            line.starts_with("NATS_PORT is a URL") && line.contains("enableServiceLinks: false")
+        );
+        args.common.broker.nats_url = some("nats://n:1");
+        assert_eq!(args.check().expect("another server").own_nats_port, None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::{
     nats_server::{self, NatsServer, NatsServerOptions, find_or_fetch},
     settings::UpSettings,
 };
-use crate::{CRATES, commands::connect::public_url};
+use crate::CRATES;
 
 /// How long a start waits for nats-server to read its store. Ingest keeps
 /// deliveries without nats-server, so the start then goes on.
@@ -89,7 +89,7 @@ async fn start_all(
     Ok(Instance {
         webhook_url: format!("http://{}/webhook/gitea", reachable(webhook)),
         operator_url: String::new(),
-        nats_url: public_url(&settings.ingest.common.broker),
+        nats_url: settings.ingest.common.broker.servers.to_string(),
         secret_file: settings.secret_file,
         pid: std::process::id(),
     })

@@ -296,3 +296,16 @@ async fn a_journal_of_the_first_version_is_taken_over() {
     assert_eq!(entries(&journal).await.len(), 10);
     journal.close().await;
 }
+
+#[tokio::test]
+async fn a_directory_named_like_a_uri_of_sqlite_holds_a_file_all_the_same() {
+    // Relative, since an absolute path is never taken as a URI.
+    let parent = tempfile::Builder::new().prefix("file:").tempdir_in(".").unwrap();
+    let name = std::path::Path::new(parent.path().file_name().unwrap());
+    let dir = name.join("?mode=memory&x=");
+    let settings = JournalSettings { dir: dir.clone(), ..settings(&parent) };
+    let journal = Opened::open(&settings).await.unwrap();
+    journal.append(entry(1, b"{}")).await.unwrap();
+    assert!(dir.join(FILE).is_file());
+    journal.close().await;
+}

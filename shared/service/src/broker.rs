@@ -2,6 +2,7 @@
 
 pub mod message;
 pub mod refusal;
+mod servers;
 mod session;
 pub mod streams;
 
@@ -16,17 +17,14 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-pub use self::session::Session;
 use self::session::{LastDenial, SessionError};
+pub use self::{servers::Servers, session::Session};
 use crate::{
     backoff::Backoff,
     causes::Causes,
     secret::Secret,
-    settings::{Problems, any, text},
+    settings::{Problems, any, certificates, credentials, path, private_key, secret, text},
 };
-
-/// Default URL of NATS.
-pub const DEFAULT_NATS_URL: &str = "nats://127.0.0.1:4222";
 
 /// Waits between attempts to connect.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
@@ -37,18 +35,31 @@ const STABLE: Duration = Duration::from_secs(1);
 crate::settings! {
     /// Address of the broker, and our credentials.
     pub struct BrokerArgs => BrokerTexts {
-        nats_url: Option<String> = "NATS_URL", any,
-            "URL of NATS, or several with commas between [default: nats://127.0.0.1:4222]";
+        nats_url: Servers = "NATS_URL" or "nats://127.0.0.1:4222" = Servers::default(), servers::servers,
+            "URL of NATS, or several with commas between";
         nats_user: Option<String> = "NATS_USER", any, "User at NATS";
-        nats_password: Option<String> = "NATS_PASSWORD", any, "Password at NATS";
-        nats_password_file: Option<String> = "NATS_PASSWORD_FILE", any, "File that holds the password at NATS";
-        nats_creds_file: Option<String> = "NATS_CREDS_FILE", any, "Credentials file (.creds) for NATS";
-        nats_ca_file: Option<String> = "NATS_CA_FILE", any,
+        nats_password: Option<Secret> = "NATS_PASSWORD", secret, "Password at NATS";
+        nats_password_file: Option<PathBuf> = "NATS_PASSWORD_FILE", path, "File that holds the password at NATS";
+        nats_creds_file: Option<PathBuf> = "NATS_CREDS_FILE", credentials, "Credentials file (.creds) for NATS";
+        nats_ca_file: Option<PathBuf> = "NATS_CA_FILE", certificates,
             "Certificates to trust at NATS, PEM; asks for TLS";
-        nats_cert_file: Option<String> = "NATS_CERT_FILE", any, "Our own certificate for NATS, PEM";
-        nats_key_file: Option<String> = "NATS_KEY_FILE", any, "The key to our own certificate, PEM";
-        nats_inbox_prefix: Option<String> = "NATS_INBOX_PREFIX", any,
-            "Prefix of reply subjects at NATS [default: _INBOX]";
+        nats_cert_file: Option<PathBuf> = "NATS_CERT_FILE", certificates, "Our own certificate for NATS, PEM";
+        nats_key_file: Option<PathBuf> = "NATS_KEY_FILE", private_key, "The key to our own certificate, PEM";
+        nats_inbox_prefix: String = "NATS_INBOX_PREFIX" or "_INBOX" = "_INBOX".into(), inbox_prefix,
+            "Prefix of reply subjects at NATS";
+    }
+}
+
+/// Reads a prefix of reply subjects. The client takes any text, and the broker then hangs up.
+fn inbox_prefix(text: &str) -> Result<String, String> {
+    let is_token = |token: &str| {
+        let forbidden = |c: char| c == '*' || c == '>' || c.is_whitespace() || c.is_control();
+        !token.is_empty() && !token.contains(forbidden)
+    };
+    if text.split('.').all(is_token) {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a subject without wildcards, such as _INBOX_ingest".into())
     }
 }
 
@@ -56,7 +67,7 @@ crate::settings! {
 #[derive(Clone, Debug, Default)]
 pub struct BrokerSettings {
     /// Addresses of one server or of the nodes of a cluster.
-    pub servers: Vec<ServerAddr>,
+    pub servers: Servers,
     /// User and password, unless the URL holds them.
     pub user: Option<(String, Secret)>,
     /// File with a JWT and its key, as `nsc` writes it.
@@ -73,27 +84,23 @@ impl BrokerArgs {
     /// Checks the settings and notes in `problems` what is wrong.
     pub fn settings(&self, problems: &mut Problems) -> BrokerSettings {
         let texts = self.check(problems);
-        let urls = texts.nats_url.as_deref().unwrap_or(DEFAULT_NATS_URL);
-        let servers = urls.split(',').map(|url| url.trim().parse()).collect::<Result<Vec<_>, _>>();
         let password =
             problems.secret("NATS_PASSWORD", &self.nats_password, &self.nats_password_file);
-        if texts.nats_user.is_some() != password.is_some() {
+        let is_set = |value: &Option<String>| text(value).is_some();
+        let has_password = is_set(&self.nats_password) || is_set(&self.nats_password_file);
+        if is_set(&self.nats_user) != has_password {
             problems.add("NATS_USER and NATS_PASSWORD go together");
         }
-        let (certificate, key) = (texts.nats_cert_file, texts.nats_key_file);
-        if certificate.is_some() != key.is_some() {
+        if is_set(&self.nats_cert_file) != is_set(&self.nats_key_file) {
             problems.add("NATS_CERT_FILE and NATS_KEY_FILE go together");
         }
         BrokerSettings {
-            servers: servers.unwrap_or_else(|_| {
-                problems.add("NATS_URL is not a URL such as nats://host:4222");
-                Vec::new()
-            }),
+            servers: texts.nats_url,
             user: texts.nats_user.zip(password),
-            credentials_file: texts.nats_creds_file.map(Into::into),
-            ca_file: texts.nats_ca_file.map(Into::into),
-            client_certificate: certificate.map(Into::into).zip(key.map(Into::into)),
-            inbox_prefix: texts.nats_inbox_prefix,
+            credentials_file: texts.nats_creds_file,
+            ca_file: texts.nats_ca_file,
+            client_certificate: texts.nats_cert_file.zip(texts.nats_key_file),
+            inbox_prefix: Some(texts.nats_inbox_prefix),
         }
     }
 
@@ -134,7 +141,7 @@ impl Broker {
         let (sender, current) = watch::channel(None);
         let last_denial = LastDenial::default();
         let keeper = Keeper {
-            servers: settings.servers.clone(),
+            servers: settings.servers.to_vec(),
             settings: settings.clone(),
             name: name.to_owned(),
             denials: LastDenial::clone(&last_denial),
@@ -233,7 +240,7 @@ impl Keeper {
     /// containers change.
     fn discover(&mut self, session: &Session) {
         let found = session.client.server_info().connect_urls;
-        self.servers.clone_from(&self.settings.servers);
+        self.servers = self.settings.servers.to_vec();
         for server in found.iter().filter_map(|url| url.parse::<ServerAddr>().ok()) {
             let place = |server: &ServerAddr| (server.host().to_owned(), server.port());
             if !self.servers.iter().any(|known| place(known) == place(&server)) {
@@ -256,21 +263,80 @@ impl Keeper {
 mod tests {
     use super::*;
 
+    fn problems(args: &BrokerArgs) -> String {
+        let mut problems = Problems::default();
+        args.settings(&mut problems);
+        problems.finish(()).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
     #[test]
     fn one_line_names_everything_that_is_wrong() {
-        let some = |text: &str| Some(text.to_owned());
         let args = BrokerArgs {
             nats_url: some("nats://a b"),
             nats_user: some("ingest"),
-            nats_cert_file: some("cert.pem"),
+            nats_cert_file: some("/not/there.pem"),
+            nats_inbox_prefix: some("_INBOX.>"),
             ..BrokerArgs::default()
         };
-        let mut problems = Problems::default();
-        args.settings(&mut problems);
         assert_eq!(
-            problems.finish(()).expect_err("three are wrong").to_string(),
-            "NATS_USER and NATS_PASSWORD go together; NATS_CERT_FILE and NATS_KEY_FILE go together; \
-             NATS_URL is not a URL such as nats://host:4222"
+            problems(&args),
+            "NATS_URL has a space in it; several servers go with commas between; \
+             NATS_CERT_FILE is /not/there.pem, which does not exist; \
+             NATS_INBOX_PREFIX is not a subject without wildcards, such as _INBOX_ingest; \
+             NATS_USER and NATS_PASSWORD go together; NATS_CERT_FILE and NATS_KEY_FILE go together"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_of_no_use_is_told_by_its_setting() {
+        let dir = tempfile::tempdir().expect("directory");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "text").expect("write");
+        let file = Some(file.display().to_string());
+        let of = |name: &str| {
+            let (user, both) = (some("u"), BrokerArgs::default());
+            match name {
+                "NATS_CREDS_FILE" => BrokerArgs { nats_creds_file: file.clone(), ..both },
+                "NATS_CA_FILE" => BrokerArgs { nats_ca_file: file.clone(), ..both },
+                "NATS_CERT_FILE" => BrokerArgs { nats_cert_file: file.clone(), ..both },
+                "NATS_KEY_FILE" => BrokerArgs { nats_key_file: file.clone(), ..both },
+                _ => BrokerArgs { nats_user: user, nats_password_file: some("/not/there"), ..both },
+            }
+        };
+        for (name, part) in [
+            ("NATS_CREDS_FILE", "file, which is not a NATS credentials file"),
+            ("NATS_CA_FILE", "file, which holds no certificate in PEM"),
+            ("NATS_CERT_FILE", "file, which holds no certificate in PEM"),
+            ("NATS_KEY_FILE", "file, which holds no private key in PEM"),
+            ("NATS_PASSWORD_FILE", "NATS_PASSWORD_FILE is /not/there, which does not exist"),
+        ] {
+            let line = problems(&of(name));
+            assert!(line.starts_with(&format!("{name} is /")) && line.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let args = BrokerArgs {
+            nats_url: some("nats://ingest:s3cr3t@h"),
+            nats_user: some("ingest"),
+            nats_password: some("s3cr3t"),
+            ..BrokerArgs::default()
+        };
+        let settings = args.settings(&mut Problems::default());
+        let texts = args.check(&mut Problems::default());
+        let shown = args.shown().iter().map(|line| format!("{line}\n")).collect::<String>();
+        for printed in
+            [format!("{args:?}"), format!("{settings:?}"), format!("{texts:?}"), shown.clone()]
+        {
+            assert!(!printed.contains("s3cr3t"), "{printed}");
+        }
+        for line in ["NATS_URL=nats://h:4222\n", "NATS_PASSWORD=(hidden)\n"] {
+            assert!(shown.contains(line), "{shown}");
+        }
     }
 }

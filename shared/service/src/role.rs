@@ -128,7 +128,7 @@ impl Started {
         let server = listen("OPERATOR_PORT", operator::bind(&settings.operator).await, || {
             settings.operator.socket_address()
         })?;
-        let metrics = Metrics::new(name, settings.telemetry.otlp_endpoint.as_deref())?;
+        let metrics = Metrics::new(name, settings.telemetry.endpoint())?;
         let host = Host { meter: metrics.meter(), stop: CancellationToken::new() };
         let roles = start(&host).await?;
         let checks = roles.iter().filter_map(|role| role.health()).collect();

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, path::Path};
 
-use crate::settings::{Problems, text};
+use crate::settings::{Problems, read_file, text};
 
 /// Bytes that are never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,21 +46,15 @@ impl Problems {
             self.add(format!("{name} and {name}_FILE are both set"));
             return None;
         }
-        match std::fs::read(Path::new(file)) {
-            Ok(bytes) => {
-                let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-                let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-                if bytes.is_empty() {
-                    self.add(format!("the file of {name}_FILE is empty"));
-                    return None;
-                }
-                Some(Secret::new(bytes))
+        let secret = read_file(Path::new(file)).and_then(|bytes| {
+            let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+            let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+            if bytes.is_empty() {
+                return Err(format!("is {file}, which is empty"));
             }
-            Err(error) => {
-                self.add(format!("the file of {name}_FILE cannot be read ({error})"));
-                None
-            }
-        }
+            Ok(Secret::new(bytes))
+        });
+        secret.map_err(|problem| self.add(format!("{name}_FILE {problem}"))).ok()
     }
 }
 
@@ -86,7 +80,13 @@ mod tests {
         assert_eq!(problems.secret("X", &None, &file), None);
         std::fs::remove_file(&path).expect("remove");
         assert_eq!(problems.secret("X", &None, &file), None);
-        let line = problems.finish(()).expect_err("three are wrong").to_string();
-        assert!(line.starts_with("X and X_FILE are both set; the file of X_FILE is empty; the file of X_FILE cannot be read"), "{line}");
+        let path = path.display();
+        assert_eq!(
+            problems.finish(()).expect_err("three are wrong").to_string(),
+            format!(
+                "X and X_FILE are both set; X_FILE is {path}, which is empty; \
+                 X_FILE is {path}, which does not exist"
+            )
+        );
     }
 }

@@ -4,9 +4,26 @@
 //! A setting is one line of a [`settings!`](crate::settings!) block, in the module
 //! that uses it.
 
-use std::{fmt::Display, net::IpAddr, str::FromStr, time::Duration};
+mod file;
+mod show;
+mod url;
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+    time::Duration,
+};
 
 use thiserror::Error;
+
+use crate::secret::Secret;
+
+pub use self::{
+    file::{certificates, credentials, directory, path, private_key, read_file},
+    show::{Show, Shown},
+    url::{http_url, is_loopback, otlp_endpoint},
+};
 
 /// Exit code for a setting that is missing or wrong (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -74,14 +91,41 @@ pub fn of<T: FromStr>(kind: &'static str) -> impl Fn(&str) -> Result<T, String> 
     move |text| text.parse().map_err(|_| format!("is not {kind}"))
 }
 
-/// Reads an address to listen on.
+/// Reads an address to listen on. An IPv6 address may have the brackets that it has in a URL.
 pub fn address(text: &str) -> Result<IpAddr, String> {
-    of("an IP address")(text)
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = match bracketed {
+        Some(text) => text.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        // Resolvers may answer with ::1 first, which IPv4 clients do not reach.
+        None if text.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
+        None => text.parse().ok(),
+    };
+    address.ok_or_else(|| "is not an IP address or localhost".into())
 }
 
 /// Reads a port.
 pub fn port(text: &str) -> Result<u16, String> {
+    if text.contains("://") {
+        // Kubernetes sets `X_PORT=tcp://10.0.0.1:80` in each pod beside a Service with the name x.
+        return Err("is a URL, as Kubernetes sets it for a Service of that name; \
+                    set enableServiceLinks: false for the pod, or a port here"
+            .into());
+    }
     of("a port")(text)
+}
+
+/// Reads a switch.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is not true or false".into()),
+    }
+}
+
+/// Reads a secret.
+pub fn secret(text: &str) -> Result<Secret, String> {
+    Ok(Secret::new(text))
 }
 
 /// Reads a number from `low` to `high`.
@@ -100,20 +144,6 @@ pub fn secs(low: u64, high: u64) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| number(low, high)(text).map(Duration::from_secs)
 }
 
-/// Reads an http:// or https:// URL, without the slash at its end.
-pub fn http_url(text: &str) -> Result<String, String> {
-    let rest = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let is_url = rest.is_some_and(|rest| {
-        rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
-            && !rest.contains(char::is_whitespace)
-    });
-    if is_url {
-        Ok(text.trim_end_matches('/').to_owned())
-    } else {
-        Err("is not an http:// or https:// URL".into())
-    }
-}
-
 /// Declares settings, one per line: flag and type, environment variable, default if there is one,
 /// the function that reads the text, and the help text. Generates two structs: the texts as they
 /// are given, and the values. The method `check` makes the second from the first.
@@ -129,7 +159,7 @@ macro_rules! settings {
         $(#[$about])*
         ///
         /// As given: texts.
-        #[derive(clap::Args, Clone, Debug, Default)]
+        #[derive(clap::Args, Clone, Default)]
         #[group(skip)]
         pub struct $args {
             $(
@@ -153,7 +183,24 @@ macro_rules! settings {
             )*
         }
 
+        /// Names what is set. A text may be a secret, or hold one.
+        impl std::fmt::Debug for $args {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let mut set = f.debug_struct(stringify!($args));
+                $( if $crate::settings::text(&self.$flag).is_some() {
+                    set.field($name, &format_args!("(set)"));
+                } )*
+                set.finish()
+            }
+        }
+
         impl $args {
+            /// Each setting as it is understood, with its default where it is unset or wrong.
+            pub fn shown(&self) -> Vec<$crate::settings::Shown> {
+                let values = self.check(&mut $crate::settings::Problems::default());
+                vec![ $( $crate::settings::Shown::new($name, &values.$flag), )* ]
+            }
+
             /// Checks each setting by itself and notes in `problems` what is wrong.
             pub fn check(&self, problems: &mut $crate::settings::Problems) -> $values {
                 $values {
@@ -182,6 +229,7 @@ mod tests {
             host: IpAddr = "HOST" or "0.0.0.0" = [0, 0, 0, 0].into(), address, "Where";
             wait_secs: Duration = "WAIT_SECS" or "7" = Duration::from_secs(7), secs(1, 9), "How long";
             url: Option<String> = "URL", http_url, "Which";
+            key: Option<Secret> = "KEY", secret, "What is not shown";
         }
     }
 
@@ -203,25 +251,67 @@ mod tests {
     #[test]
     fn one_line_names_everything_that_is_wrong() {
         let mut problems = Problems::default();
-        let args = TestArgs { host: some("h"), wait_secs: some("10"), url: some("ftp://h") };
+        let (host, wait_secs, url) = (some("h"), some("10"), some("ftp://h"));
+        let args = TestArgs { host, wait_secs, url, key: None };
         let _ = args.check(&mut problems);
         assert_eq!(
             problems.finish(()).expect_err("all of it is wrong").to_string(),
-            "HOST is not an IP address; WAIT_SECS is not a number from 1 to 9; \
+            "HOST is not an IP address or localhost; WAIT_SECS is not a number from 1 to 9; \
              URL is not an http:// or https:// URL"
         );
     }
 
     #[test]
-    fn urls_are_told_from_other_texts() {
-        for (text, good) in [
-            ("http://h", true),
-            ("https://[::1]:3000/x/", true),
-            ("http://", false),
-            ("http:// h", false),
-            ("h:3000", false),
+    fn an_address_is_read_in_each_form_that_people_write() {
+        for (text, expected) in [
+            ("0.0.0.0", Some("0.0.0.0")),
+            ("localhost", Some("127.0.0.1")),
+            ("LocalHost", Some("127.0.0.1")),
+            ("::1", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("[::]", Some("::")),
+            ("[127.0.0.1]", None),
+            ("[::1", None),
+            ("::1]", None),
+            ("127.0.0.1:8000", None),
+            ("[::1]:8000", None),
+            ("example.com", None),
         ] {
-            assert_eq!(http_url(text).is_ok(), good, "{text}");
+            let read = address(text).ok().map(|address| address.to_string());
+            assert_eq!(read.as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_port_of_kubernetes_own_variables_is_told_with_the_remedy() {
+        for (text, expected) in [
+            ("8000", Ok(8000)),
+            ("0", Ok(0)),
+            ("65536", Err("is not a port")),
+            ("http", Err("is not a port")),
+            ("tcp://10.0.0.1:4222", Err("enableServiceLinks: false")),
+            ("udp://10.0.0.1:53", Err("enableServiceLinks: false")),
+        ] {
+            match (port(text), expected) {
+                (Ok(port), Ok(expected)) => assert_eq!(port, expected),
+                (Err(problem), Err(part)) => assert!(problem.contains(part), "{problem}"),
+                (read, _) => panic!("{text}: {read:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_is_never_printed_since_it_may_be_a_secret() {
+        let args = TestArgs { url: some("https://h/s3cr3t"), ..TestArgs::default() };
+        assert_eq!(format!("{args:?}"), "TestArgs { URL: (set) }");
+    }
+
+    #[test]
+    fn each_setting_is_shown_as_it_is_understood() {
+        let args = TestArgs { wait_secs: some("3"), ..TestArgs::default() };
+        let lines: Vec<_> = args.shown().iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["HOST=0.0.0.0", "WAIT_SECS=3", "URL=", "KEY="]);
+        let args = TestArgs { key: some("s3cr3t"), ..TestArgs::default() };
+        assert_eq!(args.shown()[3].to_string(), "KEY=(hidden)");
     }
 }

@@ -3,6 +3,7 @@
 //! Logs go to standard output. Traces are exported over OTLP if an endpoint is
 //! set, and cost nothing otherwise.
 
+mod client;
 mod exporter;
 mod gathering;
 pub mod metrics;
@@ -11,7 +12,7 @@ pub mod trace;
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use opentelemetry::{global, trace::TracerProvider};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
@@ -25,11 +26,12 @@ use tracing_subscriber::{
 };
 
 use self::{
+    client::direct_client,
     exporter::ReportingExporter,
     gathering::GatheringWriter,
     trace::{DeliveryIdGenerator, RatioSampler, TRACES_ONLY},
 };
-use crate::settings::http_url;
+use crate::settings::{Show, otlp_endpoint, switch};
 
 /// Lines that may wait to be written. The memory for all of them is taken at the start.
 const WAITING_LINES: usize = 32 * 1024;
@@ -45,10 +47,12 @@ crate::settings! {
     pub struct TelemetryArgs => TelemetrySettings {
         log_level: Level = "LOG_LEVEL" or "info" = Level::INFO, level,
             "debug, info, warning or error";
-        log_format: Option<LogFormat> = "LOG_FORMAT", format,
-            "text or json; by default text on a terminal, else json";
-        otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", http_url,
-            "Where to send traces and metrics over OTLP/HTTP; nowhere when unset";
+        log_format: LogFormat = "LOG_FORMAT" or "text on a terminal, else json" = LogFormat::of_stdout(), format,
+            "text or json";
+        otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", otlp_endpoint,
+            "Where to send traces and metrics over OTLP/HTTP, without /v1/traces; nowhere when unset";
+        otel_sdk_disabled: bool = "OTEL_SDK_DISABLED" or "false" = false, switch,
+            "true sends no traces and metrics, whatever the endpoint";
         trace_ratio: f64 = "OTEL_TRACES_SAMPLER_ARG" or "1" = 1.0, crate::settings::number(0.0, 1.0),
             "Share of deliveries that are traced, from 0 to 1";
     }
@@ -81,12 +85,41 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// Text for a terminal, JSON for all else.
+    fn of_stdout() -> Self {
+        if std::io::stdout().is_terminal() { Self::Text } else { Self::Json }
+    }
+}
+
+impl Show for LogFormat {
+    fn show(&self) -> String {
+        match self {
+            Self::Text => "text".into(),
+            Self::Json => "json".into(),
+        }
+    }
+}
+
+impl TelemetrySettings {
+    /// Where to send traces and metrics. None sends nothing.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|_| !self.otel_sdk_disabled)
+    }
+}
+
 /// Why telemetry could not be set up.
 #[derive(Debug, Error)]
 pub enum TelemetryError {
     /// The exporter of traces cannot be built.
     #[error("set up the OTLP exporter")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// The thread that builds an HTTP client cannot be started, or it panicked.
+    #[error("start a thread for the OTLP client")]
+    Thread(#[source] std::io::Error),
+    /// The HTTP client of an exporter cannot be built.
+    #[error("build the HTTP client for OTLP")]
+    Client(#[source] reqwest::Error),
     /// A subscriber is installed already.
     #[error("install the log subscriber")]
     Install(#[from] tracing_subscriber::util::TryInitError),
@@ -119,10 +152,8 @@ impl Telemetry {
             .buffered_lines_limit(WAITING_LINES)
             .finish(stdout);
         let dropped_lines = writer.error_counter();
-        let format = settings.log_format.unwrap_or_else(|| {
-            if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json }
-        });
-        let traces = match &settings.otlp_endpoint {
+        let format = settings.log_format;
+        let traces = match settings.endpoint() {
             Some(endpoint) => Some(tracer_provider(endpoint, service, settings.trace_ratio)?),
             None => None,
         };
@@ -228,10 +259,12 @@ fn tracer_provider(
     ratio: f64,
 ) -> Result<SdkTracerProvider, TelemetryError> {
     global::set_text_map_propagator(TraceContextPropagator::new());
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_endpoint(format!("{endpoint}/v1/traces"))
-        .build()?;
+    let exporter = SpanExporter::builder().with_http();
+    let exporter = match direct_client(endpoint)? {
+        Some(client) => exporter.with_http_client(client),
+        None => exporter,
+    };
+    let exporter = exporter.with_endpoint(format!("{endpoint}/v1/traces")).build()?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(ReportingExporter::new(exporter))
         .with_id_generator(DeliveryIdGenerator::default())
@@ -273,6 +306,27 @@ mod tests {
         }
         assert_eq!(format("JSON"), Ok(LogFormat::Json));
         assert!(format("xml").is_err());
+    }
+
+    #[test]
+    fn a_disabled_sdk_sends_nothing_whatever_the_endpoint() {
+        let some = |text: &str| Some(text.to_owned());
+        for (endpoint, disabled, expected) in [
+            (None, None, None),
+            (some("http://h:4318/v1/traces"), None, Some("http://h:4318")),
+            (some("http://h:4318"), some("false"), Some("http://h:4318")),
+            (some("http://h:4318"), some("True"), None),
+        ] {
+            let args = TelemetryArgs {
+                otlp_endpoint: endpoint,
+                otel_sdk_disabled: disabled,
+                ..TelemetryArgs::default()
+            };
+            let mut problems = crate::settings::Problems::default();
+            let settings = args.check(&mut problems);
+            problems.finish(()).expect("good settings");
+            assert_eq!(settings.endpoint(), expected);
+        }
     }
 
     #[test]

@@ -6,13 +6,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use opentelemetry::metrics::{Meter, MeterProvider};
-use opentelemetry_otlp::{MetricExporter, WithExportConfig};
+use opentelemetry_otlp::{MetricExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 use thiserror::Error;
 use tracing::error;
 
-use super::{dropped_lines, resource};
+use super::{TelemetryError, client::direct_client, dropped_lines, resource};
 
 /// Bounds of latency histograms, in seconds. The SDK's default bounds start at 5.
 pub const SECONDS: [f64; 14] =
@@ -34,6 +34,9 @@ pub enum MetricsError {
     /// The exporter of sent metrics cannot be built.
     #[error("set up the OTLP exporter of metrics")]
     Otlp(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// The HTTP client of sent metrics cannot be built.
+    #[error("set up the OTLP exporter of metrics")]
+    Client(#[source] TelemetryError),
 }
 
 impl Metrics {
@@ -48,10 +51,12 @@ impl Metrics {
         let mut provider =
             SdkMeterProvider::builder().with_resource(resource(service)).with_reader(scraped);
         if let Some(endpoint) = otlp_endpoint {
-            let exporter = MetricExporter::builder()
-                .with_http()
-                .with_endpoint(format!("{endpoint}/v1/metrics"))
-                .build()?;
+            let exporter = MetricExporter::builder().with_http();
+            let exporter = match direct_client(endpoint).map_err(MetricsError::Client)? {
+                Some(client) => exporter.with_http_client(client),
+                None => exporter,
+            };
+            let exporter = exporter.with_endpoint(format!("{endpoint}/v1/metrics")).build()?;
             provider = provider.with_periodic_exporter(exporter);
         }
         let metrics = Self { provider: provider.build(), registry };

@@ -1,0 +1,147 @@
+//! Addresses of the broker's servers.
+
+use std::{fmt, ops::Deref};
+
+use async_nats::ServerAddr;
+
+use crate::settings::Show;
+
+/// Addresses of one server, or of the nodes of a cluster. They are printed without the user and the
+/// password that a URL may hold.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Servers(Vec<ServerAddr>);
+
+impl From<Vec<ServerAddr>> for Servers {
+    fn from(servers: Vec<ServerAddr>) -> Self {
+        Self(servers)
+    }
+}
+
+impl Default for Servers {
+    /// A server on this machine.
+    fn default() -> Self {
+        Self("nats://127.0.0.1:4222".parse().into_iter().collect())
+    }
+}
+
+impl Deref for Servers {
+    type Target = [ServerAddr];
+
+    fn deref(&self) -> &[ServerAddr] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, server) in self.0.iter().enumerate() {
+            let (comma, host) = (if n == 0 { "" } else { "," }, server.host());
+            let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+            write!(f, "{comma}{}://{open}{host}{close}:{}", server.scheme(), server.port())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Servers({self})")
+    }
+}
+
+impl Show for Servers {
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Reads the URLs of servers with commas between. Without a scheme nats:// is meant.
+pub(super) fn servers(text: &str) -> Result<Servers, String> {
+    let items: Vec<_> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+    let servers: Result<Vec<_>, _> = items.iter().map(|item| server(item)).collect();
+    match servers? {
+        none if none.is_empty() => Err("names no server".into()),
+        servers => Ok(Servers(servers)),
+    }
+}
+
+/// Reads the URL of a server. A problem never shows the URL, since it may hold a password.
+fn server(text: &str) -> Result<ServerAddr, String> {
+    if text.contains(char::is_whitespace) {
+        return Err("has a space in it; several servers go with commas between".into());
+    }
+    match text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        None | Some("nats" | "tls") => {}
+        Some("ws" | "wss") => {
+            return Err("is for WebSocket, which is not supported; use nats:// or tls://".into());
+        }
+        Some(_) => {
+            return Err(
+                "has another scheme than nats:// and tls://, such as nats://host:4222".into()
+            );
+        }
+    }
+    let not_a_url = "is not a URL such as nats://host:4222; \
+        in a user or a password / ? # @ : and % are written as %2F %3F %23 %40 %3A and %25";
+    let server: ServerAddr = text.parse().map_err(|_| not_a_url)?;
+    let url = server.clone().into_inner();
+    let has_more =
+        !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some();
+    if server.host().is_empty() || server.port() == 0 || has_more {
+        return Err(not_a_url.into());
+    }
+    Ok(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_servers_are_read_and_shown_without_what_is_secret() {
+        for (text, expected) in [
+            ("nats://h", Ok("nats://h:4222")),
+            ("host:4222", Ok("nats://host:4222")),
+            ("host", Ok("nats://host:4222")),
+            ("10.0.0.1:5", Ok("nats://10.0.0.1:5")),
+            ("nats://[::1]:5/", Ok("nats://[::1]:5")),
+            ("tls://h", Ok("tls://h:4222")),
+            ("a, nats://b:1 ,tls://c", Ok("nats://a:4222,nats://b:1,tls://c:4222")),
+            ("a,,b,", Ok("nats://a:4222,nats://b:4222")),
+            ("nats://u:s3cr3t@h", Ok("nats://h:4222")),
+            ("nats://s3cr3t@h:1,u:s3cr3t@i", Ok("nats://h:1,nats://i:4222")),
+            ("nats://u:%23s3cr3t%2f@h", Ok("nats://h:4222")),
+            (",", Err("names no server")),
+            ("nats://a b", Err("has a space in it")),
+            ("nats://a nats://u:s3cr3t@b", Err("has a space in it")),
+            ("nats://", Err("is not a URL")),
+            ("nats://:4222", Err("is not a URL")),
+            ("nats://h:70000", Err("is not a URL")),
+            ("nats://h:0", Err("is not a URL")),
+            ("nats://h:port", Err("is not a URL")),
+            ("nats:h:4222", Err("is not a URL")),
+            ("nats//h:4222", Err("is not a URL")),
+            ("nats://h/path", Err("is not a URL")),
+            ("nats://u:s3cr3t#x@h", Err("is not a URL")),
+            ("nats://u:1234#s3cr3t@h", Err("is not a URL")),
+            ("nats://u:1234/s3cr3t@h", Err("is not a URL")),
+            ("nats://u:1234?s3cr3t@h", Err("is not a URL")),
+            ("http://u:s3cr3t@h:4222", Err("has another scheme")),
+            ("tcp://10.0.0.1:4222", Err("has another scheme")),
+            ("ws://h", Err("is for WebSocket")),
+            ("wss://u:s3cr3t@h", Err("is for WebSocket")),
+            ("nats://h,ftp://i", Err("has another scheme")),
+        ] {
+            match (servers(text), expected) {
+                (Ok(servers), Ok(expected)) => {
+                    assert_eq!(servers.to_string(), expected);
+                    assert_eq!(format!("{servers:?}"), format!("Servers({expected})"));
+                }
+                (Err(problem), Err(part)) => {
+                    assert!(problem.contains(part) && !problem.contains("s3cr3t"), "{problem}");
+                }
+                (read, _) => panic!("{text}: {read:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Settings as their users get them wrong, and what comes of it.
+
+use std::{
+    net::{Ipv6Addr, TcpListener},
+    path::Path,
+};
+
+use tests::{
+    gitea::Issue,
+    otlp::Receiver,
+    process::Process,
+    services::{ingest_at, worker_at},
+    system::send,
+    temp_dir, wait,
+};
+
+const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
+/// URL at which there is no broker.
+const NOWHERE: &str = "nats://127.0.0.1:1";
+/// What no line may show.
+const PASSWORD: &str = "p4ssw0rd";
+
+/// Runs a service to its end; returns its exit code and its output.
+async fn run(service: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let needed = [
+        ("GITEA_URL", "http://localhost:3000"),
+        ("GITEA_WEBHOOK_SECRET", PASSWORD),
+        ("NATS_URL", NOWHERE),
+        ("PORT", "0"),
+        ("OPERATOR_PORT", "0"),
+    ];
+    let environment = [&needed, environment].concat();
+    let mut process = Process::start(Path::new(EXE), service, &[], &environment);
+    let code = process.exited().await.code();
+    (code, process.output().trim_end().to_owned())
+}
+
+#[tokio::test]
+async fn what_is_of_no_use_is_told_by_its_setting_before_anything_starts() {
+    let dir = temp_dir();
+    let at = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (file, missing, directory) = (at("file"), at("missing"), at(""));
+    std::fs::write(&file, "\u{feff}secret").expect("write");
+    let below_a_file = format!("{file}/data");
+    let url_with = |rest: &str| format!("nats://ingest:{PASSWORD}{rest}");
+    for (service, name, value, problem) in [
+        ("ingest", "NATS_URL", &url_with("@h:70000"), "is not a URL such as nats://host:4222"),
+        ("worker", "NATS_URL", &url_with("#@h"), "is not a URL such as nats://host:4222"),
+        ("worker", "NATS_URL", &"tcp://10.0.0.1:4222".into(), "has another scheme than nats://"),
+        ("worker", "NATS_URL", &"wss://h".into(), "is for WebSocket"),
+        ("up", "NATS_URL", &"nats://a nats://b".into(), "has a space in it"),
+        ("worker", "OPERATOR_PORT", &"tcp://10.0.0.1:80".into(), "enableServiceLinks: false"),
+        ("ingest", "HOST", &"example.com".into(), "is not an IP address or localhost"),
+        ("ingest", "GITEA_URL", &format!("http://u:{PASSWORD}@h"), "holds a user or a password"),
+        ("worker", "OTEL_EXPORTER_OTLP_ENDPOINT", &"h:4318".into(), "has no scheme"),
+        ("worker", "OTEL_SDK_DISABLED", &"perhaps".into(), "is not true or false"),
+        ("ingest", "DATA_DIR", &"file::memory:".into(), "is a name for SQLite"),
+        ("ingest", "DATA_DIR", &"file:x?mode=memory".into(), "is a name for SQLite"),
+        ("up", "DATA_DIR", &":memory:".into(), "is a name for SQLite"),
+        ("ingest", "DATA_DIR", &file, "which is not a directory"),
+        ("up", "DATA_DIR", &below_a_file, "which cannot be made"),
+        ("ingest", "DATA_DIR", &"/proc/data".into(), "which cannot be"),
+        ("up", "DATA_DIR", &"/proc/data".into(), "which cannot be"),
+        ("worker", "NATS_CREDS_FILE", &missing, "which does not exist"),
+        ("worker", "NATS_CA_FILE", &directory, "which is a directory and not a file"),
+        ("ingest", "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", &file, "a byte order mark"),
+        ("ingest", "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", &PASSWORD.into(), "names no file"),
+    ] {
+        let (code, output) = run(service, &[(name, value)]).await;
+        // A directory is tried before it is given up, so lines may stand before the last.
+        let last = output.lines().last().unwrap_or_default();
+        assert_eq!(code, Some(64), "{name}={value}: {output}");
+        assert!(last.starts_with(&format!("coordinator: {name} ")), "{name}={value}: {output}");
+        assert!(last.contains(problem), "{name}={value}: {output}");
+        assert!(!output.contains(PASSWORD), "{output}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_may_be_a_name_or_have_brackets() {
+    let ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    for (host, address) in
+        [("localhost", "127.0.0.1"), ("::1", "::1"), ("[::1]", "::1"), ("127.0.0.1", "127.0.0.1")]
+    {
+        if address.contains(':') && !ipv6 {
+            continue;
+        }
+        let data = temp_dir();
+        let hosts = [("HOST", host), ("OPERATOR_HOST", host)];
+        let ingest = ingest_at(Path::new(EXE), NOWHERE, data.path(), &[], &hosts);
+        for listener in ["ingest listens", "operator listens"] {
+            let bound = ingest.address_in(listener).await;
+            assert_eq!(bound.ip().to_string(), address, "{host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_password_in_a_url_is_in_no_line() {
+    let url = format!("nats://worker:{PASSWORD}@127.0.0.1:1");
+    let worker = worker_at(Path::new(EXE), &url, &[], &[("LOG_LEVEL", "debug")]);
+    let line = worker.line_with("cannot connect to NATS").await;
+    assert!(line.contains("127.0.0.1:1"), "{line}");
+    assert!(!worker.output().contains(PASSWORD), "{}", worker.output());
+}
+
+#[tokio::test]
+async fn a_receiver_on_this_machine_is_reached_without_the_proxy() {
+    let receiver = Receiver::start().await;
+    let data = temp_dir();
+    // The path of a signal is no fault.
+    let endpoint = format!("{}/v1/traces", receiver.url());
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "200"),
+        ("HTTP_PROXY", "http://127.0.0.1:1"),
+        ("http_proxy", "http://127.0.0.1:1"),
+        ("ALL_PROXY", "http://127.0.0.1:1"),
+    ];
+    let ingest = ingest_at(Path::new(EXE), NOWHERE, data.path(), &[], &environment);
+    let address = ingest.address_in("ingest listens").await;
+    let delivery = Issue::new(1, 1).delivery("opened");
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    send(&http, address, &delivery).await;
+    wait::until("a span", || async { (!receiver.spans().is_empty()).then_some(()) }).await;
+    wait::until("a metric", || async {
+        receiver.has_metric("coordinator-ingest", "coordinator.journal.depth").then_some(())
+    })
+    .await;
+}
