@@ -2,5 +2,6 @@
 
 pub(crate) mod content_type;
 pub(crate) mod headers;
+pub(crate) mod old_secret;
 pub(crate) mod payload;
 pub(crate) mod signature;

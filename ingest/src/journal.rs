@@ -127,7 +127,7 @@ pub(crate) enum Kept {
 pub(crate) struct NewEntry {
     pub(crate) delivery: Delivery,
     pub(crate) traceparent: Traceparent,
-    /// The signed JSON text, compressed.
+    /// The signed JSON text without the secret of an old Gitea, compressed.
     pub(crate) packed: Packed,
     /// The parsed event. The relay publishes it.
     pub(crate) event: Box<IssueEvent>,

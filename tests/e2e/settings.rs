@@ -5,8 +5,11 @@ use std::{
     path::Path,
 };
 
+use sha2::{Digest, Sha256};
 use tests::{
-    gitea::Issue,
+    bus,
+    gitea::{Delivery, Issue},
+    nats::Nats,
     otlp::Receiver,
     process::Process,
     services::{ingest_at, worker_at},
@@ -128,4 +131,45 @@ async fn a_receiver_on_this_machine_is_reached_without_the_proxy() {
         receiver.has_metric("coordinator-ingest", "coordinator.journal.depth").then_some(())
     })
     .await;
+}
+
+/// All bytes of the files of a journal.
+fn journal(data: &Path) -> Vec<u8> {
+    let files = ["journal.db", "journal.db-wal"].map(|file| std::fs::read(data.join(file)));
+    files.into_iter().flatten().flatten().collect()
+}
+
+#[tokio::test]
+async fn the_secret_in_a_payload_of_an_old_gitea_is_neither_kept_nor_told() {
+    let nats = Nats::start().await;
+    let data = temp_dir();
+    let ingest =
+        ingest_at(Path::new(EXE), &nats.url(), data.path(), &[], &[("LOG_LEVEL", "debug")]);
+    let address = ingest.address_in("ingest listens").await;
+    let http = reqwest::Client::new();
+    let mut payload = Issue::new(1, 1).payload("opened");
+    payload["secret"] = PASSWORD.into();
+    payload["issue"]["body"] = "\"secret\": \"an0ther\"".into();
+    let good = Delivery::signed(&payload, "issues");
+    assert_eq!(send(&http, address, &good).await.status, 200);
+    payload["issue"]["state"] = "ajar".into();
+    let answer = send(&http, address, &Delivery::signed(&payload, "issues")).await;
+    assert_eq!((answer.status, answer.body.to_string().contains(PASSWORD)), (422, false));
+
+    let holds = |bytes: &[u8], text: &str| {
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    // What repeats nothing is not compressed, so a text would be found.
+    let journal = journal(data.path());
+    assert!(holds(&journal, "an0ther") && !holds(&journal, PASSWORD));
+    let js = async_nats::jetstream::new(nats.client().await);
+    let events = wait::until("the event", || async {
+        let events = bus::events(&js).await;
+        (!events.is_empty()).then_some(events)
+    })
+    .await;
+    assert_eq!(events[0].issue.body, "\"secret\": \"an0ther\"");
+    assert_eq!(events[0].delivery.body_sha256, hex::encode(Sha256::digest(&good.body)));
+    assert!(!serde_json::to_string(&events).expect("JSON").contains(PASSWORD));
+    assert!(!ingest.output().contains(PASSWORD), "{}", ingest.output());
 }

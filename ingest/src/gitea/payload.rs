@@ -169,6 +169,9 @@ struct Issue<'a> {
     state: Option<Cow<'a, str>>,
     #[serde(borrow)]
     assignees: Option<Vec<User<'a>>>,
+    /// The first of them. Gogs and the oldest Gitea have this one alone.
+    #[serde(borrow)]
+    assignee: Option<User<'a>>,
     #[serde(borrow)]
     labels: Option<Vec<Label<'a>>>,
     #[serde(borrow)]
@@ -223,10 +226,18 @@ struct Repository<'a> {
 impl Issue<'_> {
     fn into_event(self) -> Result<event::Issue, PayloadError> {
         let owned = |text: Option<Cow<'_, str>>| text.unwrap_or_default().into_owned();
-        let assignees = self.assignees.unwrap_or_default();
-        if assignees.len() > MAX_ASSIGNEES {
-            return Err(PayloadError::new("issue.assignees", "has more than 1000 entries"));
-        }
+        let assignees = match (self.assignees, self.assignee) {
+            (Some(assignees), _) if assignees.len() > MAX_ASSIGNEES => {
+                return Err(PayloadError::new("issue.assignees", "has more than 1000 entries"));
+            }
+            (Some(assignees), _) => assignees
+                .into_iter()
+                .enumerate()
+                .map(|(n, user)| user.into_assignee(&format!("issue.assignees[{n}].login")))
+                .collect::<Result<_, PayloadError>>()?,
+            (None, Some(user)) => vec![user.into_assignee("issue.assignee.login")?],
+            (None, None) => Vec::new(),
+        };
         Ok(event::Issue {
             // Gitea sends a zero-valued issue if it could not convert its own. That is not a
             // snapshot.
@@ -243,14 +254,7 @@ impl Issue<'_> {
                 }
                 None => return Err(missing("issue.state")),
             },
-            assignees: assignees
-                .into_iter()
-                .enumerate()
-                .map(|(n, user)| {
-                    let login = name(&format!("issue.assignees[{n}].login"), user.login)?;
-                    Ok(event::User { id: user.id.unwrap_or_default(), login })
-                })
-                .collect::<Result<_, PayloadError>>()?,
+            assignees,
             labels: self
                 .labels
                 .unwrap_or_default()
@@ -268,6 +272,12 @@ impl Issue<'_> {
 }
 
 impl User<'_> {
+    /// For a user whose login decides what changed.
+    fn into_assignee(self, field: &str) -> Result<event::User, PayloadError> {
+        let login = name(field, self.login)?;
+        Ok(event::User { id: self.id.unwrap_or_default(), login })
+    }
+
     /// For a user who is only reported, such as the sender. The user may be missing.
     fn into_event(self, field: &str) -> Result<event::User, PayloadError> {
         let login = match self.login {
@@ -362,10 +372,29 @@ mod tests {
     }
 
     #[test]
+    fn an_assignee_alone_is_the_only_one() {
+        for (assignees, assignee, expected) in [
+            (None, Some(json!({"id": 4, "login": "bot"})), &["bot"][..]),
+            (Some(Value::Null), Some(json!({"id": 4, "login": "bot"})), &["bot"]),
+            (Some(Value::Null), Some(Value::Null), &[]),
+            (None, None, &[]),
+            (Some(json!([])), Some(json!({"login": "bot"})), &[]),
+            (Some(json!([{"login": "tom"}])), Some(json!({"login": "bot"})), &["tom"]),
+            (Some(json!([{"login": "tom"}])), None, &["tom"]),
+        ] {
+            let mut payload = payload();
+            let issue = payload["issue"].as_object_mut().expect("an issue");
+            for (name, value) in [("assignees", assignees), ("assignee", assignee)] {
+                issue.remove(name);
+                issue.extend(value.map(|value| (name.to_owned(), value)));
+            }
+            assert_eq!(event(&payload).issue.assignee_logins(), expected, "{payload}");
+        }
+    }
+
+    #[test]
     fn what_gitea_leaves_out_or_nulls_is_no_fault() {
         for (payload, check) in [
-            (with("/issue/assignees", Value::Null), "assignees"),
-            (without("/issue", "assignees"), "assignees"),
             (with("/issue/updated_at", json!("1970-01-01T00:00:00Z")), "updated"),
             (with("/issue/updated_at", json!("0001-01-01T00:00:00Z")), "updated"),
             (without("/issue", "updated_at"), "updated"),
@@ -374,7 +403,6 @@ mod tests {
         ] {
             let event = event(&payload);
             match check {
-                "assignees" => assert!(event.issue.assignees.is_empty()),
                 "updated" => assert_eq!(event.issue.updated_at, None),
                 "sender" => assert_eq!(event.sender.login, ""),
                 _ => assert!(event.issue.labels.is_empty()),
@@ -423,6 +451,10 @@ mod tests {
             (with("/issue/updated_at", json!("soon")).to_string(), "issue.updated_at"),
             (with("/issue/assignees/1/login", json!("")).to_string(), "issue.assignees[1].login"),
             (with("/issue/assignees/0/id", json!("4")).to_string(), "issue.assignees[0].id"),
+            (
+                with("/issue/assignees", Value::Null).to_string().replace("bot", ""),
+                "issue.assignee.login",
+            ),
             (
                 with("/issue/assignees", json!(vec![json!({"login": "a"}); 1001])).to_string(),
                 "issue.assignees",

@@ -28,6 +28,7 @@ use crate::{
     gitea::{
         content_type::ContentType,
         headers::Headers,
+        old_secret::without_secret,
         payload::{self, Parsed},
         signature::Verifier,
     },
@@ -147,7 +148,10 @@ impl Webhook {
             Ok(match payload::parse(&verified, &delivery).map_err(Refusal::Payload)? {
                 Parsed::Ignored(reason) => Err(Fate::Ignored(reason)),
                 Parsed::Event(event) => {
-                    let packed = Packed::new(verified.text());
+                    let packed = match without_secret(verified.text()) {
+                        Some(text) => Packed::new(&text),
+                        None => Packed::new(verified.text()),
+                    };
                     Ok(NewEntry { delivery, traceparent, packed, event, _memory: body.memory })
                 }
             })
