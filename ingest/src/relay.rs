@@ -17,6 +17,7 @@ use service::{
     backoff::Backoff,
     broker::{Broker, Session},
     causes::Causes,
+    log_limit::LogLimit,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -47,6 +48,7 @@ pub(crate) struct Relay {
     journal: Journal,
     broker: Broker,
     publisher: Arc<Publisher>,
+    lines: LogLimit,
 }
 
 impl Relay {
@@ -58,14 +60,21 @@ impl Relay {
     ) -> Self {
         let window = Arc::clone(journal.window());
         let publisher = Arc::new(Publisher::new(settings, broker.clone(), window, instruments));
-        Self { journal, broker, publisher }
+        Self { journal, broker, publisher, lines: LogLimit::new() }
     }
 
     /// Runs until `stop`, and then until all entries are published or the caller gives up.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut pause = JOURNAL_PAUSE;
         while let Err(error) = self.relay(&stop).await {
-            error!(error = %Causes(&error), "cannot read the journal, trying on; nothing is published meanwhile");
+            let error = Causes(&error).to_string();
+            if let Some(line) = self.lines.line(&error) {
+                let left_out = line.left_out;
+                error!(
+                    error,
+                    left_out, "cannot read the journal, trying on; nothing is published meanwhile"
+                );
+            }
             tokio::select! {
                 () = pause.wait() => {}
                 () = stop.cancelled() => return,
@@ -173,7 +182,10 @@ impl Relay {
         let (id, seq, mut pause) = (entry.delivery.id, entry.seq, JOURNAL_PAUSE);
         let trace_id = trace_id_text(id);
         while let Err(error) = self.journal.set_aside(seq, id, reason.clone()).await {
-            error!(gitea.delivery.id = %id, trace_id, seq, %error, "cannot set an entry aside, trying on");
+            if let Some(line) = self.lines.line(error.into()) {
+                let left_out = line.left_out;
+                error!(gitea.delivery.id = %id, trace_id, seq, %error, left_out, "cannot set an entry aside, trying on");
+            }
             pause.wait().await;
         }
     }

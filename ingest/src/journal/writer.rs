@@ -10,7 +10,7 @@ use std::{
 
 use contract::{timestamp::Timestamp, traceparent::trace_id_text};
 use rusqlite::{Connection, MAIN_DB, Transaction, TransactionBehavior, blob::ZeroBlob};
-use service::causes::Causes;
+use service::{causes::Causes, log_limit::LogLimit};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -89,6 +89,7 @@ pub(super) struct Writer {
     last_appends: usize,
     /// Whether the last upkeep left entries to clear.
     behind: bool,
+    lines: LogLimit,
     /// Keeps the directory locked while the journal is open.
     _lock: File,
 }
@@ -143,6 +144,7 @@ impl Writer {
             next_seq: last + 1,
             last_appends: 0,
             behind: false,
+            lines: LogLimit::new(),
             _lock: lock,
         };
         Ok((writer, shared, receiver))
@@ -209,7 +211,11 @@ impl Writer {
             Err(error) => {
                 self.shared.status.set_writable(false);
                 let refused = batch.appends.len();
-                error!(error = %Causes(&error), refused, "the journal cannot be written");
+                let error = Causes(&error).to_string();
+                if let Some(line) = self.lines.line(&error) {
+                    let left_out = line.left_out;
+                    error!(error, refused, left_out, "the journal cannot be written");
+                }
                 for waiting in batch.appends {
                     let _ = waiting.reply.send(Err(AppendError::Unwritable));
                 }

@@ -23,6 +23,7 @@ use service::{
         streams::{self, StreamsError, StreamsSettings},
     },
     causes::Causes,
+    log_limit::LogLimit,
     telemetry::trace::{self, TRACES_ONLY},
 };
 use tracing::{Instrument, Span, debug, field, info, info_span, warn};
@@ -65,7 +66,9 @@ pub(super) struct Publisher {
     window: Arc<Window>,
     /// Cached properties of the stream. Cleared when an error shows that they may be outdated.
     stream: tokio::sync::Mutex<Option<Stream>>,
+    /// Whether a failure has been logged, and no confirmation since.
     failing: AtomicBool,
+    lines: LogLimit,
     /// Publish spans of interrupted entries, by sequence. A span continues when its entry is
     /// offered again.
     unfinished: Mutex<HashMap<i64, Ending>>,
@@ -97,6 +100,7 @@ impl Publisher {
             window,
             stream: tokio::sync::Mutex::default(),
             failing: AtomicBool::new(false),
+            lines: LogLimit::new(),
             unfinished: Mutex::default(),
             instruments,
         }
@@ -282,14 +286,20 @@ impl Publisher {
         let id = entry.map(|entry| field::display(entry.delivery.id));
         let trace_id = entry.map(|entry| trace_id_text(entry.delivery.id));
         let error = self.broker.explain(started, error);
-        if self.failing.swap(true, Ordering::Relaxed) {
-            debug!(gitea.delivery.id = id, trace_id, error, "cannot publish yet");
-        } else {
-            warn!(
-                gitea.delivery.id = id,
-                trace_id, error, "cannot publish, trying on; deliveries are kept meanwhile"
-            );
-        }
+        // Where some issues fail and others do not, an outage begins with each of them.
+        let line =
+            if self.failing.load(Ordering::Relaxed) { None } else { self.lines.line(&error) };
+        let Some(line) = line else {
+            return debug!(gitea.delivery.id = id, trace_id, error, "cannot publish yet");
+        };
+        self.failing.store(true, Ordering::Relaxed);
+        warn!(
+            gitea.delivery.id = id,
+            trace_id,
+            error,
+            left_out = line.left_out,
+            "cannot publish, trying on; deliveries are kept meanwhile"
+        );
     }
 }
 

@@ -7,7 +7,6 @@ mod session;
 pub mod streams;
 
 use std::{
-    collections::HashMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -17,11 +16,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use self::session::{LastDenial, SessionError};
+use self::session::{Heard, SessionError};
 pub use self::{servers::Servers, session::Session};
 use crate::{
     backoff::Backoff,
     causes::Causes,
+    log_limit::Line,
     secret::Secret,
     settings::{Problems, any, certificates, credentials, path, private_key, secret, text},
 };
@@ -114,7 +114,7 @@ impl BrokerArgs {
 #[derive(Clone, Debug)]
 pub struct Broker {
     current: watch::Receiver<Option<Session>>,
-    last_denial: LastDenial,
+    heard: Heard,
 }
 
 /// Why no connection can be tried. A broker that is down is not such an error.
@@ -139,15 +139,14 @@ impl Broker {
             tokio::fs::metadata(path).await.map_err(ConnectError::Credentials)?;
         }
         let (sender, current) = watch::channel(None);
-        let last_denial = LastDenial::default();
+        let heard = Heard::default();
         let keeper = Keeper {
             servers: settings.servers.to_vec(),
             settings: settings.clone(),
             name: name.to_owned(),
-            denials: LastDenial::clone(&last_denial),
-            reported: HashMap::new(),
+            heard: heard.clone(),
         };
-        Ok((Self { current, last_denial }, keeper.run(sender)))
+        Ok((Self { current, heard }, keeper.run(sender)))
     }
 
     /// The current connection. None while there is none.
@@ -178,7 +177,7 @@ impl Broker {
     /// The `cause` of a failure that began at `since`, together with what the broker has
     /// denied since then. A user that lacks a permission sees only a timeout otherwise.
     pub fn explain(&self, since: Instant, cause: String) -> String {
-        match self.last_denial.lock().ok().and_then(|last| last.clone()) {
+        match self.heard.last_denial.lock().ok().and_then(|last| last.clone()) {
             Some((at, denial)) if at >= since => format!("{cause}; NATS denies: {denial}"),
             _ => cause,
         }
@@ -191,9 +190,7 @@ struct Keeper {
     name: String,
     /// Servers from the settings, and servers that the last session announced.
     servers: Vec<ServerAddr>,
-    denials: LastDenial,
-    /// Why attempts failed, by server. A reason is logged once, and again when it changes.
-    reported: HashMap<String, String>,
+    heard: Heard,
 }
 
 impl Keeper {
@@ -207,25 +204,30 @@ impl Keeper {
 
     async fn keep(&mut self, current: &watch::Sender<Option<Session>>) {
         let mut turn = fastrand::usize(..self.servers.len().max(1));
-        let (mut number, mut backoff) = (0, RECONNECT);
+        let (mut number, mut backoff, mut stood) = (0, RECONNECT, true);
         loop {
             let Some(server) = self.servers.get(turn % self.servers.len().max(1)).cloned() else {
                 return warn!("there is no NATS server to connect to");
             };
             let (settings, name) = (&self.settings, &self.name);
-            match Session::connect(settings, &server, name, number + 1, &self.denials).await {
+            match Session::connect(settings, &server, name, number + 1, &self.heard).await {
                 Ok((session, end)) => {
                     number += 1;
                     let since = Instant::now();
-                    self.reported.clear();
                     self.discover(&session);
-                    info!("connected to NATS");
+                    let line = self.line(stood, "connected");
+                    if let Some(Line { left_out }) = line {
+                        info!(left_out, "connected to NATS");
+                    }
                     current.send_replace(Some(session.clone()));
                     session.until_end(end).await;
-                    warn!("lost the connection to NATS, reconnecting");
                     current.send_replace(None);
                     // A server that accepts and then hangs up is not called without end.
-                    if since.elapsed() > STABLE {
+                    stood = since.elapsed() > STABLE;
+                    if let Some(Line { left_out }) = self.line(stood, "lost the connection") {
+                        warn!(left_out, "lost the connection to NATS, reconnecting");
+                    }
+                    if stood {
                         backoff.reset();
                     }
                 }
@@ -249,12 +251,15 @@ impl Keeper {
         }
     }
 
-    fn report(&mut self, server: &ServerAddr, error: &SessionError) {
-        let place = format!("{}:{}", server.host(), server.port());
-        let reason = Causes(error).to_string();
-        if self.reported.get(&place) != Some(&reason) {
-            warn!(error = format!("{place}: {reason}"), "cannot connect to NATS, trying on");
-            self.reported.insert(place, reason);
+    /// A line about a connection. Only those that do not stand are limited.
+    fn line(&self, stood: bool, cause: &str) -> Option<Line> {
+        if stood { Some(Line { left_out: None }) } else { self.heard.lines.line(cause) }
+    }
+
+    fn report(&self, server: &ServerAddr, error: &SessionError) {
+        let error = format!("{}:{}: {}", server.host(), server.port(), Causes(error));
+        if let Some(Line { left_out }) = self.heard.lines.line(&error) {
+            warn!(error, left_out, "cannot connect to NATS, trying on");
         }
     }
 }

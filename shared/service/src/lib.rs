@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod broker;
 pub mod causes;
 pub mod jobs;
+pub mod log_limit;
 pub mod operator;
 pub mod role;
 pub mod secret;

@@ -32,6 +32,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use self::connection::{Connection, Phase};
+use crate::log_limit::LogLimit;
 
 /// Largest head of a request, in bytes. Gitea's heads are below 1 kB.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -125,9 +126,10 @@ struct Connections {
 
 impl Connections {
     async fn accept(&self, listener: &TcpListener) {
+        let lines = LogLimit::new();
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-            let stream = accepted(listener).await;
+            let stream = accepted(listener, &lines).await;
             // An answer is one small packet. Waiting for more data to send would cost 40 ms.
             let _ = stream.set_nodelay(true);
             self.serve(stream, place);
@@ -186,12 +188,14 @@ fn http(
     http.serve_connection(io, service_fn(answer))
 }
 
-async fn accepted(listener: &TcpListener) -> TcpStream {
+async fn accepted(listener: &TcpListener, lines: &LogLimit) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                warn!(%error, "cannot accept a connection");
+                if let Some(line) = lines.line(&error.to_string()) {
+                    warn!(%error, left_out = line.left_out, "cannot accept a connection");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -39,6 +39,9 @@ const WAITING_LINES: usize = 32 * 1024;
 /// Counts lines that were dropped. A process has one log, whatever roles run in it.
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
+/// Crate of the NATS client.
+const NATS_CLIENT: &str = "async_nats";
+
 /// How long the export of the last spans may take at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -210,7 +213,8 @@ fn traced(crates: &'static [&'static str]) -> FilterFn<impl Fn(&Metadata<'_>) ->
 }
 
 /// Filter for the log: events of at least `level`, and the spans whose fields the lines within
-/// them carry. Of libraries only warnings and errors are logged.
+/// them carry. Of libraries only warnings and errors are logged. The NATS client writes a line at
+/// each attempt to connect, so it is heard at `debug` only; what happens is told by `broker`.
 fn logged(
     level: Level,
     crates: &'static [&'static str],
@@ -220,7 +224,8 @@ fn logged(
         if metadata.is_span() {
             ours
         } else {
-            *metadata.level() <= level && (*metadata.level() <= Level::WARN || ours)
+            let heard = crate_of(metadata.target()) != NATS_CLIENT || level >= Level::DEBUG;
+            *metadata.level() <= level && (ours || (*metadata.level() <= Level::WARN && heard))
         }
     })
     .with_max_level_hint(LevelFilter::from_level(level.max(Level::INFO)))

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::BrokerSettings;
+use crate::log_limit::LogLimit;
 
 /// How often a silent connection is pinged. After three pings without an answer
 /// it counts as lost.
@@ -45,8 +46,14 @@ pub struct Session {
     ended: CancellationToken,
 }
 
-/// The last denial of our user by the broker, and its time.
-pub(super) type LastDenial = Arc<Mutex<Option<(Instant, String)>>>;
+/// What the sessions of a broker have heard from it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Heard {
+    /// The last denial of our user, and its time.
+    pub(super) last_denial: Arc<Mutex<Option<(Instant, String)>>>,
+    /// Limits the lines about it.
+    pub(super) lines: Arc<LogLimit>,
+}
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -69,12 +76,12 @@ impl Session {
         server: &ServerAddr,
         name: &str,
         number: u64,
-        denials: &LastDenial,
+        heard: &Heard,
     ) -> Result<(Self, Subscriber), SessionError> {
         let nowhere: ServerAddr = NOWHERE.parse().map_err(SessionError::Address)?;
         let (first, leads) = (AtomicBool::new(true), [server.clone(), nowhere]);
         let pool = leads.clone();
-        let denials = Arc::clone(denials);
+        let heard = heard.clone();
         let client = options(settings)
             .await?
             .name(name)
@@ -89,8 +96,8 @@ impl Session {
                 async move { Some(ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
             })
             .event_callback(move |event| {
-                log(&event);
-                if let (Some(denial), Ok(mut last)) = (denial(&event), denials.lock()) {
+                log(&event, &heard.lines);
+                if let (Some(denial), Ok(mut last)) = (denial(&event), heard.last_denial.lock()) {
                     *last = Some((Instant::now(), denial));
                 }
                 async {}
@@ -189,17 +196,20 @@ fn denial(event: &Event) -> Option<String> {
     }
 }
 
-fn log(event: &Event) {
-    if let Some(denial) = denial(event) {
-        return warn!(denial, "NATS denies our user a subject");
+fn log(event: &Event, lines: &LogLimit) {
+    // The keeper of the sessions logs the begin and the end of each.
+    if matches!(
+        event,
+        Event::Connected | Event::Disconnected | Event::Closed | Event::ClientError(_)
+    ) {
+        return debug!(%event, "NATS client event");
     }
-    match event {
-        // The keeper of the sessions logs the begin and the end of each.
-        Event::Connected | Event::Disconnected | Event::Closed | Event::ClientError(_) => {
-            debug!(%event, "NATS client event");
-        }
-        Event::ServerError(error) => warn!(%error, "NATS refused something"),
-        other => warn!(event = %other, "NATS client event"),
+    let Some(line) = lines.line(&event.to_string()) else { return };
+    let left_out = line.left_out;
+    match (denial(event), event) {
+        (Some(denial), _) => warn!(denial, left_out, "NATS denies our user a subject"),
+        (None, Event::ServerError(error)) => warn!(%error, left_out, "NATS refused something"),
+        (None, other) => warn!(event = %other, left_out, "NATS client event"),
     }
 }
 
