@@ -3,6 +3,7 @@
 pub(crate) mod body;
 mod receiving;
 pub(crate) mod reply;
+mod stray;
 pub(crate) mod webhook;
 
 /// Path that Gitea posts deliveries to.

@@ -7,6 +7,7 @@ use opentelemetry::{
     metrics::{Counter, Histogram, Meter},
 };
 use service::telemetry::metrics::SECONDS;
+use strum::IntoStaticStr;
 
 use crate::{
     gitea::signature::SecretUsed,
@@ -29,10 +30,19 @@ const WATCHED_OUTCOMES: [&str; 11] = [
     "hung_up",
 ];
 
+/// Why a request to the webhook's listener is no delivery.
+#[derive(Clone, Copy, Debug, IntoStaticStr, PartialEq, Eq)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Stray {
+    UnknownPath,
+    WrongMethod,
+}
+
 /// The instruments of one ingest.
 #[derive(Debug)]
 pub(crate) struct Instruments {
     deliveries: Counter<u64>,
+    stray_requests: Counter<u64>,
     request_duration: Histogram<f64>,
     signatures: Counter<u64>,
     sent: Counter<u64>,
@@ -63,6 +73,10 @@ impl Instruments {
         };
         let instruments = Self {
             deliveries: counter("coordinator.deliveries", "Requests to the webhook by outcome"),
+            stray_requests: counter(
+                "coordinator.stray.requests",
+                "Requests to the webhook's listener with an unknown path or a wrong method",
+            ),
             request_duration: seconds(
                 "http.server.request.duration",
                 "From the head of a request to its answer",
@@ -88,6 +102,9 @@ impl Instruments {
         for outcome in WATCHED_OUTCOMES {
             instruments.deliveries.add(0, &[KeyValue::new("outcome", outcome)]);
         }
+        for stray in [Stray::UnknownPath, Stray::WrongMethod] {
+            instruments.stray_requests.add(0, &[KeyValue::new("reason", <&str>::from(stray))]);
+        }
         for secret in [SecretUsed::Current, SecretUsed::Previous] {
             instruments.signatures.add(0, &[KeyValue::new("secret", <&str>::from(secret))]);
         }
@@ -105,6 +122,10 @@ impl Instruments {
                 KeyValue::new("http.response.status_code", i64::from(status)),
             ],
         );
+    }
+
+    pub(crate) fn strayed(&self, stray: Stray) {
+        self.stray_requests.add(1, &[KeyValue::new("reason", <&str>::from(stray))]);
     }
 
     pub(crate) fn signature_matched(&self, secret: SecretUsed) {

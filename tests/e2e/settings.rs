@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv6Addr, TcpListener},
     path::Path,
+    time::Instant,
 };
 
 use sha2::{Digest, Sha256};
@@ -13,7 +14,7 @@ use tests::{
     otlp::Receiver,
     process::Process,
     services::{ingest_at, worker_at},
-    system::send,
+    system::{send, total},
     temp_dir, wait,
 };
 
@@ -172,4 +173,60 @@ async fn the_secret_in_a_payload_of_an_old_gitea_is_neither_kept_nor_told() {
     assert_eq!(events[0].delivery.body_sha256, hex::encode(Sha256::digest(&good.body)));
     assert!(!serde_json::to_string(&events).expect("JSON").contains(PASSWORD));
     assert!(!ingest.output().contains(PASSWORD), "{}", ingest.output());
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_not_at_each_attempt() {
+    let right = || async_nats::ConnectOptions::new().user_and_password("u".into(), "right".into());
+    let nats = Nats::start_secured("authorization { user: u, password: right }", right).await;
+    let login = [("NATS_USER", "u"), ("NATS_PASSWORD", PASSWORD)];
+    let started = Instant::now();
+    let worker = worker_at(Path::new(EXE), &nats.url(), &[], &login);
+    let line = worker.line_with("cannot connect to NATS").await;
+    assert!(line.contains("authorization violation"), "{line}");
+    let log = nats.store().with_extension("log");
+    wait::until("eight attempts", || async {
+        let log = std::fs::read_to_string(&log).expect("the server's log");
+        (log.matches("authentication error").count() >= 8).then_some(())
+    })
+    .await;
+    let told = worker.output().lines().filter(|l| l.contains("authorization violation")).count();
+    let most = 1 + started.elapsed().as_secs() / 10;
+    assert!(told as u64 <= most, "{told} lines in {:?}: {}", started.elapsed(), worker.output());
+    assert!(!worker.output().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn a_delivery_to_another_path_or_by_another_method_is_logged_and_counted() {
+    let data = temp_dir();
+    let ingest = ingest_at(Path::new(EXE), NOWHERE, data.path(), &[], &[]);
+    let address = ingest.address_in("ingest listens").await;
+    let operator = ingest.address_in("operator listens").await;
+    let http = reqwest::Client::new();
+    let url = format!("http://{address}");
+    let long = "x".repeat(4000);
+    for (request, status) in [
+        (http.get(format!("{url}/favicon.ico?token={PASSWORD}")), 404),
+        (http.get(format!("{url}/robots.txt")), 404),
+        (http.post(format!("{url}/webhook/gitea/")).header("X-Gitea-Delivery", "d-1"), 404),
+        (http.post(format!("{url}/{long}")).header("X-Gitea-Delivery", "d-2"), 404),
+        (http.put(format!("{url}/webhook/gitea")).header("X-Gitea-Delivery", "d-3"), 405),
+        (http.get(format!("{url}/webhook/gitea")).header("X-Gitea-Delivery", "d-4"), 405),
+    ] {
+        assert_eq!(request.send().await.expect("an answer").status(), status);
+    }
+    let last = ingest.line_with("d-3").await;
+    for part in ["wrong_method", "PUT", "/webhook/gitea", "WARN"] {
+        assert!(last.contains(part), "{part} is missing in: {last}");
+    }
+    let output = ingest.output();
+    let told: Vec<_> =
+        output.lines().filter(|line| line.contains("no delivery is taken")).collect();
+    assert_eq!(told.len(), 3, "{output}");
+    assert!(told[1].contains("\"/webhook/gitea/\"") && told[1].contains("d-1"), "{output}");
+    assert!(!output.contains(PASSWORD) && !output.contains(&long));
+    for (reason, count) in [("unknown_path", 4.0), ("wrong_method", 2.0)] {
+        let label = format!("reason=\"{reason}\"");
+        assert_eq!(total(operator, "coordinator_stray_requests_total", &label).await, count);
+    }
 }

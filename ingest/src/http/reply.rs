@@ -199,12 +199,12 @@ fn error(status: StatusCode, error: &'static str, message: &str, field: Option<&
 }
 
 /// The answer to an unknown path.
-pub(crate) async fn not_found() -> Response {
+pub(super) fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "not_found", "there is nothing here", None)
 }
 
 /// The answer to a method that a path does not accept. `Allow` lists the accepted methods.
-pub(crate) async fn method_not_allowed() -> Response {
+pub(super) fn method_not_allowed() -> Response {
     let message = "this path takes another method; deliveries are posted to /webhook/gitea";
     error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None)
 }

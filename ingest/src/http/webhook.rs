@@ -21,7 +21,8 @@ use super::{
     WEBHOOK,
     body::{Bodies, HeldBody},
     receiving::Receiving,
-    reply::{self, Fate, Refusal},
+    reply::{Fate, Refusal},
+    stray::StrayRequests,
 };
 use crate::{
     delivery::Delivery,
@@ -68,12 +69,14 @@ impl Webhook {
     /// the operator's listener, as in the first version of this service.
     pub(crate) fn router(self, health: HealthCheck) -> Router {
         let health = get(async move || operator::answer(std::slice::from_ref(&health)));
+        let stray = Arc::new(StrayRequests::new(Arc::clone(&self.instruments)));
+        let unknown = Arc::clone(&stray);
         Router::new()
             .route(WEBHOOK, post(webhook))
             .with_state(self)
             .route("/health", health)
-            .fallback(reply::not_found)
-            .method_not_allowed_fallback(reply::method_not_allowed)
+            .fallback(async move |request: Request| unknown.unknown_path(&request))
+            .method_not_allowed_fallback(async move |request: Request| stray.wrong_method(&request))
     }
 }
 
