@@ -8,7 +8,7 @@ use ingest::{Ingest, settings::IngestArgs};
 use service::{
     operator::OperatorArgs,
     role::{self, CommonArgs, CommonSettings, Role},
-    settings::Problems,
+    settings::{Problems, Shown},
 };
 use worker::{Worker, settings::WorkerArgs};
 
@@ -76,6 +76,9 @@ struct Settings<T: clap::Args> {
     common: CommonArgs,
     #[command(flatten)]
     own: T,
+    /// Check the settings, print each as it is understood, and exit
+    #[arg(long)]
+    check: bool,
 }
 
 impl<T: clap::Args> Settings<T> {
@@ -87,6 +90,13 @@ impl<T: clap::Args> Settings<T> {
         let common = self.common.check(&mut problems);
         let own = check(&self.own, common.clone(), &mut problems);
         Ok(problems.finish((common, own))?)
+    }
+
+    /// Prints each setting with its value, the role's own ones as `own` gives them.
+    fn print(&self, own: impl FnOnce(&T) -> Vec<Shown>) -> Result<()> {
+        let all = [self.common.shown(), own(&self.own)].concat();
+        all.iter().try_for_each(|setting| output::line(&setting.to_string()))?;
+        Ok(())
     }
 }
 
@@ -124,6 +134,9 @@ pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn run_ingest(args: &Settings<IngestArgs>) -> Result<()> {
     let (common, settings) = args.check(IngestArgs::settings)?;
+    if args.check {
+        return args.print(IngestArgs::shown);
+    }
     let start =
         async |host: &_| Ok(vec![Box::new(Ingest::start(&settings, host).await?) as Box<dyn Role>]);
     role::run("ingest", CRATES, &common, start, async |_, _| Ok(()))
@@ -131,6 +144,9 @@ fn run_ingest(args: &Settings<IngestArgs>) -> Result<()> {
 
 fn run_worker(args: &Settings<WorkerArgs>) -> Result<()> {
     let (common, settings) = args.check(WorkerArgs::settings)?;
+    if args.check {
+        return args.print(WorkerArgs::shown);
+    }
     let start =
         async |host: &_| Ok(vec![Box::new(Worker::start(&settings, host).await?) as Box<dyn Role>]);
     role::run("worker", CRATES, &common, start, async |_, _| Ok(()))

@@ -81,6 +81,66 @@ async fn what_is_of_no_use_is_told_by_its_setting_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn a_check_prints_the_settings_as_they_are_understood_and_starts_nothing() {
+    let dir = temp_dir();
+    let data = dir.path().join("data");
+    let file = dir.path().join("password");
+    std::fs::write(&file, PASSWORD).expect("write");
+    let url = format!("ingest:{PASSWORD}@h, tls://[::1]:5");
+    let environment = [
+        ("GITEA_URL", "https://gitea.example.com/"),
+        ("GITEA_WEBHOOK_SECRET", PASSWORD),
+        ("GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", file.to_str().expect("UTF-8")),
+        ("NATS_URL", url.as_str()),
+        ("HOST", "[::1]"),
+        ("OPERATOR_HOST", "localhost"),
+        ("DATA_DIR", data.to_str().expect("UTF-8")),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://h:4318/v1/traces"),
+        ("LOG_LEVEL", "WARN"),
+        ("DRAIN_TIMEOUT_SECS", ""),
+    ];
+    for (service, own) in [
+        (
+            "ingest",
+            &["HOST=::1", "PORT=8000", "GITEA_WEBHOOK_SECRET=(hidden)", "MAX_BODY_BYTES=16777216"]
+                [..],
+        ),
+        ("worker", &["ACK_WAIT_SECS=30", "MAX_ATTEMPTS=10"]),
+    ] {
+        let check = ["--check"];
+        let mut process = Process::start(Path::new(EXE), service, &check, &environment);
+        let code = process.exited().await.code();
+        let output = process.output();
+        assert_eq!(code, Some(0), "{output}");
+        let common = [
+            "GITEA_URL=https://gitea.example.com",
+            "NATS_URL=nats://ingest:(hidden)@h:4222,tls://[::1]:5",
+            "NATS_PASSWORD=",
+            "OPERATOR_HOST=127.0.0.1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT=http://h:4318",
+            "OTEL_SDK_DISABLED=false",
+            "LOG_LEVEL=warning",
+            "LOG_FORMAT=json",
+            "DRAIN_TIMEOUT_SECS=20",
+            "STREAM_MAX_AGE_SECS=1209600",
+        ];
+        for line in common.iter().chain(own) {
+            assert!(output.lines().any(|printed| printed == *line), "{line} is not in: {output}");
+        }
+        let is_setting = |line: &str| {
+            line.split_once('=')
+                .is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        };
+        assert!(output.lines().all(is_setting) && !output.contains(PASSWORD), "{output}");
+    }
+    assert!(!data.exists(), "a check makes nothing");
+
+    let mut process = Process::start(Path::new(EXE), "worker", &["--check"], &[("HOST", "h")]);
+    assert_eq!(process.exited().await.code(), Some(64));
+    assert_eq!(process.output(), "coordinator: GITEA_URL is required\n");
+}
+
+#[tokio::test]
 async fn an_address_may_be_a_name_or_have_brackets() {
     let ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     for (host, address) in

@@ -340,7 +340,7 @@ mod tests {
         {
             assert!(!printed.contains("s3cr3t"), "{printed}");
         }
-        for line in ["NATS_URL=nats://h:4222\n", "NATS_PASSWORD=(hidden)\n"] {
+        for line in ["NATS_URL=nats://ingest:(hidden)@h:4222\n", "NATS_PASSWORD=(hidden)\n"] {
             assert!(shown.contains(line), "{shown}");
         }
     }

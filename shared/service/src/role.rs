@@ -17,7 +17,7 @@ use crate::{
     },
     operator::{self, HealthCheck, OperatorArgs, OperatorSettings},
     server::Server,
-    settings::{Problems, http_url, secs},
+    settings::{Problems, Shown, http_url, secs},
     tasks::{Ended, Tasks},
     telemetry::{LogFormat, Telemetry, TelemetryArgs, TelemetrySettings, metrics::Metrics},
 };
@@ -81,6 +81,18 @@ impl CommonArgs {
             telemetry: self.telemetry.check(problems),
             operator: self.operator.check(problems),
         }
+    }
+
+    /// Each setting as it is understood.
+    pub fn shown(&self) -> Vec<Shown> {
+        [
+            self.own.shown(),
+            self.broker.shown(),
+            self.streams.shown(),
+            self.telemetry.shown(),
+            self.operator.shown(),
+        ]
+        .concat()
     }
 }
 

@@ -32,14 +32,21 @@ impl Deref for Servers {
     }
 }
 
+impl Servers {
+    /// The URLs with commas between, each with `login` in front of its host.
+    fn urls(&self, login: impl Fn(&ServerAddr) -> String) -> String {
+        let urls = self.0.iter().map(|server| {
+            let host = server.host();
+            let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            format!("{}://{}{host}:{}", server.scheme(), login(server), server.port())
+        });
+        urls.collect::<Vec<_>>().join(",")
+    }
+}
+
 impl fmt::Display for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, server) in self.0.iter().enumerate() {
-            let (comma, host) = (if n == 0 { "" } else { "," }, server.host());
-            let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-            write!(f, "{comma}{}://{open}{host}{close}:{}", server.scheme(), server.port())?;
-        }
-        Ok(())
+        f.write_str(&self.urls(|_| String::new()))
     }
 }
 
@@ -50,8 +57,13 @@ impl fmt::Debug for Servers {
 }
 
 impl Show for Servers {
+    /// A user without a password is a token.
     fn show(&self) -> String {
-        self.to_string()
+        self.urls(|server| match (server.username(), server.password()) {
+            (None, _) => String::new(),
+            (Some(_), None) => "(hidden)@".into(),
+            (Some(user), Some(_)) => format!("{user}:(hidden)@"),
+        })
     }
 }
 
@@ -89,6 +101,10 @@ fn server(text: &str) -> Result<ServerAddr, String> {
         !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some();
     if server.host().is_empty() || server.port() == 0 || has_more {
         return Err(not_a_url.into());
+    }
+    // The password would not be used.
+    if server.username().is_none() && server.password().is_some() {
+        return Err("holds a password without a user".into());
     }
     Ok(server)
 }
@@ -128,6 +144,7 @@ mod tests {
             ("nats://u:1234?s3cr3t@h", Err("is not a URL")),
             ("http://u:s3cr3t@h:4222", Err("has another scheme")),
             ("tcp://10.0.0.1:4222", Err("has another scheme")),
+            ("nats://:s3cr3t@h", Err("holds a password without a user")),
             ("ws://h", Err("is for WebSocket")),
             ("wss://u:s3cr3t@h", Err("is for WebSocket")),
             ("nats://h,ftp://i", Err("has another scheme")),
@@ -136,12 +153,24 @@ mod tests {
                 (Ok(servers), Ok(expected)) => {
                     assert_eq!(servers.to_string(), expected);
                     assert_eq!(format!("{servers:?}"), format!("Servers({expected})"));
+                    assert!(!servers.show().contains("s3cr3t"), "{}", servers.show());
                 }
                 (Err(problem), Err(part)) => {
                     assert!(problem.contains(part) && !problem.contains("s3cr3t"), "{problem}");
                 }
                 (read, _) => panic!("{text}: {read:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_with_its_user_and_without_a_password_or_a_token() {
+        for (text, shown) in [
+            ("nats://h", "nats://h:4222"),
+            ("nats://ingest:s3cr3t@h,tls://i", "nats://ingest:(hidden)@h:4222,tls://i:4222"),
+            ("nats://s3cr3t@[::1]", "nats://(hidden)@[::1]:4222"),
+        ] {
+            assert_eq!(servers(text).expect(text).show(), shown);
         }
     }
 }
