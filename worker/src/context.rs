@@ -10,9 +10,12 @@ use std::{
 
 use async_nats::jetstream::kv;
 use contract::names::PARTITIONS;
-use service::broker::{
-    Broker, Session,
-    streams::{self, StreamsError, StreamsSettings},
+use service::{
+    broker::{
+        Broker, Session,
+        streams::{self, StreamsError, StreamsSettings},
+    },
+    log_limit::LogLimit,
 };
 use tokio::sync::Mutex;
 
@@ -36,6 +39,8 @@ pub(crate) struct Context {
     /// How long the broker remembers message ids.
     pub(crate) dedup_window: Duration,
     pub(crate) instruments: Instruments,
+    /// Limits the lines about partitions that cannot be consumed.
+    pub(crate) failures: LogLimit,
     streams: StreamsSettings,
     /// Result of the last look-up, with its session number and its time.
     found: Mutex<Option<(u64, Instant, LookUp)>>,
@@ -65,6 +70,7 @@ impl Context {
             max_attempts: settings.max_attempts,
             dedup_window: settings.common.streams.dedup_window_secs,
             instruments,
+            failures: LogLimit::new(),
             streams: settings.common.streams.clone(),
             found: Mutex::new(None),
             consuming: AtomicUsize::new(0),

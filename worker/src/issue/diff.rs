@@ -21,7 +21,7 @@ pub(crate) enum Judgement {
     /// This body was already seen, from another webhook or a manual redelivery.
     NothingNew,
     /// What changes, and the state after that.
-    New { changes: Vec<Decided>, next: IssueState },
+    New { changes: Vec<Decided>, next: Box<IssueState> },
 }
 
 /// Age of an event relative to the known state, by the second of `updated_at`.
@@ -82,7 +82,7 @@ pub(crate) fn judge(known: Option<&IssueState>, event: &IssueEvent) -> Judgement
         delivery_id: event.delivery.id.clone(),
         ..IssueState::default()
     };
-    Judgement::New { changes, next }
+    Judgement::New { changes, next: Box::new(next) }
 }
 
 /// Gitea leaves out the time while an issue is being created. Such an event is never the oldest, so

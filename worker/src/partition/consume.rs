@@ -74,11 +74,9 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
         };
         let Err(error) = consumed else { continue };
         let error = context.broker.explain(started, Causes(&error).to_string());
-        // A failure can meet all partitions at once, so only partition 0 logs it as a warning.
-        if partition.number == 0 {
-            warn!(error, "cannot consume, starting over");
-        } else {
-            debug!(error, partition = partition.number, "cannot consume, starting over");
+        if let Some(line) = context.failures.line(&error) {
+            let (number, left_out) = (partition.number, line.left_out);
+            warn!(error, partition = number, left_out, "cannot consume, starting over");
         }
         pause.wait().await;
     }

@@ -135,7 +135,7 @@ pub(crate) fn step(
             assert!(seen.any(|start| digest.starts_with(start.as_str())));
             return None;
         }
-        Judgement::New { changes, next } => (changes, next),
+        Judgement::New { changes, next } => (changes, *next),
     };
     check_changes(known, event, &changes, &next);
     check_next(known, event, &next);
@@ -171,7 +171,7 @@ fn check_changes(
         }
         let left = changes[n + 1..].to_vec();
         if !left.is_empty() {
-            let rest = Judgement::New { changes: left, next: next.clone() };
+            let rest = Judgement::New { changes: left, next: Box::new(next.clone()) };
             assert_eq!(judge(Some(&so_far), event), rest, "the next attempt tells the rest");
         }
     }

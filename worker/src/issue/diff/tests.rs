@@ -54,7 +54,7 @@ fn story(events: &[&str]) -> Vec<String> {
             Judgement::NothingNew => "nothing new".into(),
             Judgement::New { changes, next } => {
                 let doubt = if next.in_doubt { " (in doubt)" } else { "" };
-                known = Some(next);
+                known = Some(*next);
                 format!("{}{doubt}", short(&changes))
             }
         })
@@ -198,7 +198,7 @@ fn the_bodies_of_a_second_are_remembered_up_to_a_limit() {
     for n in 0..2 * SEEN_MAX {
         let event = event(&format!("edited [] open 5 #{n}"));
         match judge(known.as_ref(), &event) {
-            Judgement::New { next, .. } => known = Some(next),
+            Judgement::New { next, .. } => known = Some(*next),
             other => panic!("{n}: {other:?}"),
         }
     }
