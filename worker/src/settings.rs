@@ -13,7 +13,7 @@ service::settings! {
         ack_wait_secs: Duration = "ACK_WAIT_SECS" or "30" = Duration::from_secs(30), secs(1, 3600),
             "After how long a dead worker's message is given to another";
         max_attempts: u64 = "MAX_ATTEMPTS" or "10" = 10, number(1, 1_000_000),
-            "How often an event is tried before it is parked as a dead letter";
+            "Attempts that end with the worker's death before an event is parked as a dead letter";
     }
 }
 

@@ -1,6 +1,12 @@
 //! The drain of a backlog, timed by the changes and states that result.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use async_nats::jetstream;
 use contract::names;
@@ -15,6 +21,7 @@ pub struct Drain {
     js: jetstream::Context,
     started: SystemTime,
     first_change: JoinHandle<SystemTime>,
+    reads: Arc<AtomicU64>,
 }
 
 /// Result of a drain.
@@ -22,6 +29,8 @@ pub struct Drained {
     pub start_to_first_change: Duration,
     /// Events a second, from the first change to the last state that was written.
     pub rate: f64,
+    /// Entries of the bucket of issue states that were read.
+    pub reads: u64,
 }
 
 impl Drain {
@@ -35,7 +44,17 @@ impl Drain {
             changes.next().await.expect("a change");
             SystemTime::now()
         });
-        Self { js: jetstream::new(client), started: SystemTime::now(), first_change }
+        let reads = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&reads);
+        let subject = format!("$JS.API.STREAM.MSG.GET.KV_{}", names::ISSUE_STATE);
+        let mut requests = client.subscribe(subject).await.expect("subscribe");
+        tokio::spawn(async move {
+            while requests.next().await.is_some() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        client.flush().await.expect("flush");
+        Self { js: jetstream::new(client), started: SystemTime::now(), first_change, reads }
     }
 
     /// Waits until none of `events` events is left.
@@ -50,6 +69,7 @@ impl Drain {
         Drained {
             start_to_first_change: first_change.duration_since(self.started).unwrap_or_default(),
             rate: events as f64 / took.max(1e-3),
+            reads: self.reads.load(Ordering::Relaxed),
         }
     }
 }

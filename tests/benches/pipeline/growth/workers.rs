@@ -27,6 +27,7 @@ pub async fn curve(exe: &Path) {
         &[
             "workers",
             "events/s",
+            "state reads an event",
             "memory of the largest worker",
             "nats-server",
             "longest pause of a partition while one is stopped and replaced",
@@ -39,7 +40,7 @@ pub async fn curve(exe: &Path) {
         let drain = Drain::start(&nats).await;
         let mut running: Vec<_> =
             (0..workers).map(|_| worker_with(exe, &nats, &ACK_WAIT)).collect();
-        let rate = drain.finish(EVENTS).await.rate;
+        let drained = drain.finish(EVENTS).await;
         let peaks = running.iter().map(|worker| Usage::of(worker.pid()).peak_memory);
         let largest = peaks.max().unwrap_or(0);
         let server = Usage::of(nats.pid()).memory;
@@ -47,7 +48,8 @@ pub async fn curve(exe: &Path) {
         let killed = pause(exe, &nats, &events, &mut running, "KILL").await;
         table.row(&[
             workers.to_string(),
-            count(rate as u64),
+            count(drained.rate as u64),
+            format!("{:.2}", drained.reads as f64 / EVENTS as f64),
             megabytes(largest),
             megabytes(server),
             seconds(stopped),
