@@ -3,12 +3,12 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use ingest::{Ingest, settings::IngestArgs};
 use service::{
     operator::OperatorArgs,
     role::{self, CommonArgs, CommonSettings, Role},
-    settings::{Problems, Shown},
+    settings::{Problems, SettingsError, Shown},
 };
 use worker::{Worker, settings::WorkerArgs};
 
@@ -108,11 +108,18 @@ pub fn main() -> ExitCode {
 
 /// Runs the command line `args`, whose first item is the program's name.
 pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::from_arg_matches(&command().get_matches_from(args)) {
+    let parsed = command().try_get_matches_from(args);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => error.exit(),
+        Err(error) => {
+            let problems = not_utf8(&command(), std::env::vars_os());
+            if error.kind() != ErrorKind::InvalidUtf8 || problems.is_empty() {
+                error.exit();
+            }
+            return ended(&Err(SettingsError(problems).into()));
+        }
     };
-    let result = match cli.command.unwrap_or_else(|| Command::Up(Box::new(cli.up))) {
+    ended(&match cli.command.unwrap_or_else(|| Command::Up(Box::new(cli.up))) {
         Command::RunNatsServer(args) => return launch::run(&args),
         Command::Up(args) => up::main(&args),
         Command::Ingest(args) => run_ingest(&args),
@@ -123,13 +130,33 @@ pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::CreateStreams(args) => block_on(create_streams::main(&args)),
         Command::Health(args) => health::main(&args),
         Command::Schema { subject } => schema::main(subject),
-    };
-    match &result {
+    })
+}
+
+/// Prints an error on one line, and returns the exit code.
+fn ended(result: &Result<()>) -> ExitCode {
+    match result {
         Err(error) if output::reader_is_gone(error) => return ExitCode::SUCCESS,
         Err(error) => eprintln!("coordinator: {}", format!("{error:#}").replace(['\r', '\n'], " ")),
         Ok(()) => {}
     }
-    role::exit_code(&result)
+    role::exit_code(result)
+}
+
+/// The settings among `variables` that are no text. clap refuses them without saying which.
+fn not_utf8(
+    command: &clap::Command,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Vec<String> {
+    let commands = || std::iter::once(command).chain(command.get_subcommands());
+    let is_setting = |name: &OsString| {
+        let mut arguments = commands().flat_map(clap::Command::get_arguments);
+        arguments.any(|argument| argument.get_env() == Some(name))
+    };
+    variables
+        .filter(|(name, value)| value.to_str().is_none() && is_setting(name))
+        .map(|(name, _)| format!("{} is not UTF-8", name.display()))
+        .collect()
 }
 
 fn run_ingest(args: &Settings<IngestArgs>) -> Result<()> {
@@ -180,6 +207,24 @@ mod tests {
         let args = [&["coordinator"], args].concat();
         let matches = command().try_get_matches_from(args).expect("good arguments");
         Cli::from_arg_matches(&matches).expect("a command")
+    }
+
+    #[test]
+    fn a_variable_that_is_no_text_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let bad = || OsString::from_vec(b"s3\xff".to_vec());
+        let variables = [
+            ("GITEA_WEBHOOK_SECRET", bad()),
+            ("NATS_PORT", bad()),
+            ("LS_COLORS", bad()),
+            ("PORT", "1".into()),
+        ];
+        let variables = variables.map(|(name, value)| (OsString::from(name), value));
+        assert_eq!(
+            not_utf8(&command(), variables.into_iter()),
+            ["GITEA_WEBHOOK_SECRET is not UTF-8", "NATS_PORT is not UTF-8"]
+        );
     }
 
     #[test]

@@ -47,8 +47,9 @@ pub fn is_loopback(url: &str) -> bool {
     let url = Url::parse(url).ok();
     url.as_ref().and_then(Url::host).is_some_and(|host| match host {
         Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
+        // What listens on all addresses is often named by that.
+        Host::Ipv4(address) => address.is_loopback() || address.is_unspecified(),
+        Host::Ipv6(address) => address.is_loopback() || address.is_unspecified(),
     })
 }
 
@@ -114,6 +115,7 @@ mod tests {
             ("http://a.localhost", true),
             ("http://127.1.2.3/x", true),
             ("http://[::1]:4318", true),
+            ("http://0.0.0.0:4318", true),
             ("http://localhost.example.com", false),
             ("http://10.0.0.1", false),
             ("http://jaeger:4318", false),
