@@ -141,7 +141,7 @@ impl Broker {
         let (sender, current) = watch::channel(None);
         let heard = Heard::default();
         let keeper = Keeper {
-            servers: settings.servers.to_vec(),
+            servers: settings.servers.without_login(),
             settings: settings.clone(),
             name: name.to_owned(),
             heard: heard.clone(),
@@ -242,7 +242,7 @@ impl Keeper {
     /// containers change.
     fn discover(&mut self, session: &Session) {
         let found = session.client.server_info().connect_urls;
-        self.servers = self.settings.servers.to_vec();
+        self.servers = self.settings.servers.without_login();
         for server in found.iter().filter_map(|url| url.parse::<ServerAddr>().ok()) {
             let place = |server: &ServerAddr| (server.host().to_owned(), server.port());
             if !self.servers.iter().any(|known| place(known) == place(&server)) {

@@ -33,6 +33,17 @@ impl Deref for Servers {
 }
 
 impl Servers {
+    /// The addresses without user and password. The client takes these from its options, and would
+    /// print addresses as they are.
+    pub(super) fn without_login(&self) -> Vec<ServerAddr> {
+        let stripped = |server: &ServerAddr| {
+            let mut url = server.clone().into_inner();
+            url.set_username("").and_then(|()| url.set_password(None)).ok()?;
+            ServerAddr::from_url(url).ok()
+        };
+        self.0.iter().filter_map(stripped).collect()
+    }
+
     /// The URLs with commas between, each with `login` in front of its host.
     fn urls(&self, login: impl Fn(&ServerAddr) -> String) -> String {
         let urls = self.0.iter().map(|server| {
@@ -153,6 +164,9 @@ mod tests {
                 (Ok(servers), Ok(expected)) => {
                     assert_eq!(servers.to_string(), expected);
                     assert_eq!(format!("{servers:?}"), format!("Servers({expected})"));
+                    let stripped = format!("{:?}", servers.without_login());
+                    assert!(!stripped.contains("s3cr3t"), "{stripped}");
+                    assert_eq!(Servers(servers.without_login()).to_string(), expected);
                     assert!(!servers.show().contains("s3cr3t"), "{}", servers.show());
                 }
                 (Err(problem), Err(part)) => {
