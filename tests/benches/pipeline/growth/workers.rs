@@ -28,6 +28,8 @@ pub async fn curve(exe: &Path) {
             "workers",
             "events/s",
             "state reads an event",
+            "processor time of an event: workers",
+            "nats-server",
             "memory of the largest worker",
             "nats-server",
             "longest pause of a partition while one is stopped and replaced",
@@ -37,10 +39,14 @@ pub async fn curve(exe: &Path) {
     for workers in [1, 2, 4, 8] {
         let nats = Nats::start().await;
         events.fill(&nats, EVENTS, ISSUES, Change::EveryThird).await;
-        let drain = Drain::start(&nats).await;
+        let (drain, filled) = (Drain::start(&nats).await, Usage::of(nats.pid()).cpu);
         let mut running: Vec<_> =
             (0..workers).map(|_| worker_with(exe, &nats, &ACK_WAIT)).collect();
         let drained = drain.finish(EVENTS).await;
+        let of_event =
+            |time: Duration| format!("{:.0} µs", time.as_secs_f64() * 1e6 / EVENTS as f64);
+        let workers_time = running.iter().map(|worker| Usage::of(worker.pid()).cpu).sum();
+        let server_time = Usage::of(nats.pid()).cpu - filled;
         let peaks = running.iter().map(|worker| Usage::of(worker.pid()).peak_memory);
         let largest = peaks.max().unwrap_or(0);
         let server = Usage::of(nats.pid()).memory;
@@ -50,6 +56,8 @@ pub async fn curve(exe: &Path) {
             workers.to_string(),
             count(drained.rate as u64),
             format!("{:.2}", drained.reads as f64 / EVENTS as f64),
+            of_event(workers_time),
+            of_event(server_time),
             megabytes(largest),
             megabytes(server),
             seconds(stopped),
