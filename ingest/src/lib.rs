@@ -15,6 +15,7 @@ mod journal;
 mod large;
 mod relay;
 pub mod settings;
+mod standing;
 mod upkeep;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use serde_json::json;
 use service::{
-    broker::Broker,
+    broker::{Broker, findings::Findings},
     causes::Causes,
     operator::{Health, HealthCheck, Status},
     role::{self, Host, Role},
@@ -76,13 +77,22 @@ impl Ingest {
         let (broker, keeper) = broker.context("set up the broker")?;
         tasks.spawn("the broker's keeper", keeper);
         let large = LargeBodies::start(&mut tasks).context("start the thread for large bodies")?;
-        let health = health(journal.clone(), broker.clone());
+        let findings = Arc::<Findings>::default();
+        let health = health(journal.clone(), broker.clone(), Arc::clone(&findings));
         let webhook = Webhook::new(settings, large, journal.clone(), Arc::clone(&instruments));
         let router = webhook.router(Arc::clone(&health));
         let (address, drain_timeout) = (server.address(), settings.common.drain_timeout);
         tasks.spawn(WEBHOOK, server.run_until(router, host.stop.clone(), drain_timeout));
         let stop_relay = CancellationToken::new();
-        let relay = Relay::new(settings, journal.clone(), broker, instruments);
+        let relay = Relay::new(settings, journal.clone(), broker.clone(), instruments, findings);
+        let check = {
+            let publisher = relay.publisher();
+            move || standing::check(broker.clone(), Arc::clone(&publisher))
+        };
+        tasks.spawn(
+            "the check of what stands on the broker",
+            standing::STANDING.run(host.meter.clone(), stop_relay.clone(), check),
+        );
         tasks.spawn(RELAY, relay.run(stop_relay.clone()));
         let upkeep = {
             let journal = journal.clone();
@@ -147,13 +157,16 @@ fn not_opened(error: JournalError, dir: &Path) -> anyhow::Error {
     }
 }
 
-/// Ready means that deliveries can be journaled. A disconnected broker is reported, but does not
-/// cause a 503.
-fn health(journal: Journal, broker: Broker) -> HealthCheck {
+/// Ready means that deliveries can be journaled. A broker that is disconnected, or where something
+/// is not as needed, is reported, but does not cause a 503: whoever gets no deliveries loses them.
+fn health(journal: Journal, broker: Broker, findings: Arc<Findings>) -> HealthCheck {
     Arc::new(move || {
         let journal = journal.status();
         let (ready, connected) = (journal.can_keep(), broker.is_connected());
+        let unfit = findings.unfit();
+        let well = connected && unfit.is_empty();
         let details = json!({
+            "unfit": unfit,
             "broker": if connected { "connected" } else { "disconnected" },
             "journal": {
                 "writable": ready,
@@ -164,7 +177,7 @@ fn health(journal: Journal, broker: Broker) -> HealthCheck {
             },
         });
         Health::new(
-            match (ready, connected) {
+            match (ready, well) {
                 (true, true) => Status::Ok,
                 (true, false) => Status::Degraded,
                 (false, _) => Status::Unavailable,

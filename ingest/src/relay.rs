@@ -15,16 +15,17 @@ use contract::traceparent::trace_id_text;
 use futures::{StreamExt, stream::FuturesUnordered};
 use service::{
     backoff::Backoff,
-    broker::{Broker, Session},
+    broker::{Broker, findings::Findings},
     causes::Causes,
     log_limit::LogLimit,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+pub(crate) use self::publish::Publisher;
 use self::{
     lanes::{Lanes, Offer},
-    publish::{Published, Publisher},
+    publish::{Offering, Published},
 };
 use crate::{
     instruments::Instruments,
@@ -57,10 +58,16 @@ impl Relay {
         journal: Journal,
         broker: Broker,
         instruments: Arc<Instruments>,
+        findings: Arc<Findings>,
     ) -> Self {
         let window = Arc::clone(journal.window());
-        let publisher = Arc::new(Publisher::new(settings, broker.clone(), window, instruments));
-        Self { journal, broker, publisher, lines: LogLimit::new() }
+        let publisher = Publisher::new(settings, broker.clone(), window, instruments, findings);
+        Self { journal, broker, publisher: Arc::new(publisher), lines: LogLimit::new() }
+    }
+
+    /// What publishes the entries.
+    pub(crate) fn publisher(&self) -> Arc<Publisher> {
+        Arc::clone(&self.publisher)
     }
 
     /// Runs until `stop`, and then until all entries are published or the caller gives up.
@@ -84,37 +91,41 @@ impl Relay {
 
     async fn relay(&self, stop: &CancellationToken) -> Result<(), JournalError> {
         let mut reader = self.journal.reader().await?;
+        let mut last_session = 0;
         loop {
             let session = tokio::select! {
                 biased;
                 session = self.broker.connected() => session,
                 () = stop.cancelled() => return Ok(()),
             };
-            if session.number() > 1 {
+            if session.number() == last_session {
+                info!("the stream of events is another one: offering again what the journal holds");
+            } else if session.number() > 1 {
                 info!("connected again: offering again what the journal holds");
             }
-            let dedup_window = tokio::select! {
-                dedup_window = self.publisher.prepare(&session) => dedup_window,
+            last_session = session.number();
+            let offering = tokio::select! {
+                offering = self.publisher.prepare(&session) => offering,
                 () = session.ended() => continue,
                 () = stop.cancelled() => return Ok(()),
             };
             let ended;
-            (reader, ended) = self.offer_all(reader, &session, dedup_window, stop).await?;
+            (reader, ended) = self.offer_all(reader, &offering, stop).await?;
             if ended == Ended::NothingLeft {
                 return Ok(());
             }
         }
     }
 
-    /// Offers the entries of the journal for as long as the session lasts. It skips entries whose
+    /// Offers the entries of the journal for as long as session and stream last. It skips entries whose
     /// message ids the broker may have forgotten.
     async fn offer_all(
         &self,
         reader: JournalReader,
-        session: &Session,
-        dedup_window: Duration,
+        offering: &Offering,
         stop: &CancellationToken,
     ) -> Result<(JournalReader, Ended), JournalError> {
+        let dedup_window = offering.dedup_window;
         let (mut reader, (age, mut cursor)) = blocking(move || {
             let expired = reader.expired(dedup_window)?;
             Ok((reader, expired))
@@ -131,7 +142,7 @@ impl Relay {
                 last = *committed.borrow_and_update();
                 unread = cursor < last;
             }
-            if unread && !session.is_over() && lanes.has_room(WINDOW_ENTRIES, WINDOW_BYTES) {
+            if unread && !offering.is_over() && lanes.has_room(WINDOW_ENTRIES, WINDOW_BYTES) {
                 let entries;
                 (reader, entries) = read(reader, cursor).await?;
                 let window = self.journal.window();
@@ -144,33 +155,34 @@ impl Relay {
                     let stored_at = window.stored_at(entry.seq).or(entry.stored_at);
                     lanes.offer(Offer { entry, first, stored_at, age })
                 });
-                under_way.extend(offers.map(|offer| self.publish(offer, session)));
+                under_way.extend(offers.map(|offer| self.publish(offer, offering)));
             }
-            if stop.is_cancelled() && !unread && under_way.is_empty() {
+            let nothing_left = !unread && under_way.is_empty() && !offering.is_of_another_stream();
+            if stop.is_cancelled() && nothing_left {
                 return Ok((reader, Ended::NothingLeft));
             }
             tokio::select! {
                 Some((offer, settled)) = under_way.next() => {
                     let next = if settled { lanes.done(&offer) } else { None };
-                    under_way.extend(next.map(|next| self.publish(next, session)));
+                    under_way.extend(next.map(|next| self.publish(next, offering)));
                 }
                 Ok(()) = committed.changed() => unread = true,
-                () = session.ended(), if under_way.is_empty() => {
-                    return Ok((reader, Ended::Session));
+                () = offering.ended(), if under_way.is_empty() => {
+                    return Ok((reader, Ended::Offering));
                 }
                 () = stop.cancelled(), if !stop.is_cancelled() => {}
             }
         }
     }
 
-    /// Settles an entry. Returns false if the session ended first. The entry is then offered again.
-    async fn publish(&self, mut offer: Offer, session: &Session) -> (Offer, bool) {
-        let settled = match self.publisher.publish(&mut offer, session).await {
+    /// Settles an entry. Returns false if the offering ended first. The entry is then offered again.
+    async fn publish(&self, mut offer: Offer, offering: &Offering) -> (Offer, bool) {
+        let settled = match self.publisher.publish(&mut offer, offering).await {
             Published::Confirmed | Published::Expired => true,
             Published::Interrupted => false,
             Published::Refused(reason) => tokio::select! {
                 () = self.set_aside(&offer.entry, reason) => true,
-                () = session.ended() => false,
+                () = offering.ended() => false,
             },
         };
         (offer, settled)
@@ -194,8 +206,8 @@ impl Relay {
 /// Why offering ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
-    /// The connection is lost, and no entry is under way.
-    Session,
+    /// All entries have to be offered again, and none is under way.
+    Offering,
     /// `stop` is cancelled, and all entries are published.
     NothingLeft,
 }

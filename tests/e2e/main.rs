@@ -12,6 +12,7 @@ mod outages;
 mod services;
 mod settings;
 mod settling;
+mod standing;
 mod stories;
 mod telemetry;
 mod window;

@@ -1,20 +1,24 @@
 //! State that all partitions of one worker share.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::kv;
-use contract::names::PARTITIONS;
+use async_nats::jetstream::{kv, stream::Stream};
+use contract::names::{PARTITIONS, consumer_name};
+use futures::future::join_all;
 use service::{
     broker::{
         Broker, Session,
-        streams::{self, StreamsError, StreamsSettings},
+        findings::{Finding, Findings},
+        streams::{self, Streams, StreamsError, StreamsSettings},
     },
+    causes::Causes,
     log_limit::LogLimit,
 };
 use tokio::sync::Mutex;
@@ -44,7 +48,11 @@ pub(crate) struct Context {
     streams: StreamsSettings,
     /// Result of the last look-up, with its session number and its time.
     found: Mutex<Option<(u64, Instant, LookUp)>>,
+    /// When the bucket of issue states was made, in seconds since 1970.
+    bucket_made_at: AtomicI64,
     consuming: AtomicUsize,
+    /// What on the broker is not as needed.
+    pub(crate) findings: Findings,
     identity: Identity,
     /// Whether the consumer of each partition serves requests by their priority.
     prioritized: [AtomicBool; PARTITIONS as usize],
@@ -57,7 +65,7 @@ type LookUp = Result<Found, Arc<StreamsError>>;
 
 #[derive(Clone, Debug)]
 struct Found {
-    events: async_nats::jetstream::stream::Stream,
+    events: Stream,
     states: kv::Store,
 }
 
@@ -73,7 +81,9 @@ impl Context {
             failures: LogLimit::new(),
             streams: settings.common.streams.clone(),
             found: Mutex::new(None),
+            bucket_made_at: AtomicI64::new(0),
             consuming: AtomicUsize::new(0),
+            findings: Findings::default(),
             identity: Identity::default(),
             prioritized: [const { AtomicBool::new(false) }; PARTITIONS as usize],
             refused_priorities: AtomicBool::new(false),
@@ -88,18 +98,72 @@ impl Context {
         session: &Session,
         partition: u8,
     ) -> Result<kv::Store, Arc<StreamsError>> {
-        let found = self.found(session).await?;
+        let prepared = async {
+            let found = self.found(session).await?;
+            self.prepare_consumer(session, &found.events, partition).await?;
+            Ok(found.states)
+        };
+        // All partitions are checked at once then, and what fails is told with their number.
+        prepared.await.inspect_err(|_| session.suspect())
+    }
+
+    async fn prepare_consumer(
+        &self,
+        session: &Session,
+        events: &Stream,
+        partition: u8,
+    ) -> Result<(), StreamsError> {
         let prioritize =
             session.knows_priorities() && !self.refused_priorities.load(Ordering::Relaxed);
         let (streams, ack_wait) = (&self.streams, self.ack_wait);
         let consumer =
-            streams::partition_consumer(&found.events, streams, ack_wait, partition, prioritize)
-                .await?;
+            streams::partition_consumer(events, streams, ack_wait, partition, prioritize).await?;
         if consumer.refused && !self.refused_priorities.swap(true, Ordering::Relaxed) {
             streams::warn_without_priorities();
         }
         self.prioritized[usize::from(partition)].store(consumer.prioritized, Ordering::Relaxed);
-        Ok(found.states)
+        Ok(())
+    }
+
+    /// Looks at all that stands on the broker. What is missing is made again, and what is not as
+    /// needed is put right or becomes a finding.
+    pub(crate) async fn check(&self, session: &Session) {
+        let started = Instant::now();
+        let found = self.find(session).await.map_err(Arc::new);
+        *self.found.lock().await = Some((session.number(), Instant::now(), found.clone()));
+        let mut failed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut streams = Vec::new();
+        match found {
+            Ok(found) => {
+                let consumers = (0..PARTITIONS).map(async |partition| {
+                    let prepared = self.prepare_consumer(session, &found.events, partition).await;
+                    prepared.err().map(|error| (partition, error))
+                });
+                for (partition, error) in join_all(consumers).await.into_iter().flatten() {
+                    let reason = reason(&error);
+                    failed.entry(reason).or_default().push(consumer_name(partition));
+                }
+            }
+            Err(error) => {
+                let needed = "streams and a bucket that can be used";
+                let finding = Finding::unfit(Causes(&*error).to_string(), needed);
+                streams.push(finding.with_denial(self.broker.denial_since(started)));
+            }
+        }
+        // What failed because the connection is gone says nothing about the broker.
+        if session.is_over() {
+            return;
+        }
+        let consumers = failed.into_iter().map(|(reason, names)| {
+            let (count, first) = (names.len(), names[..names.len().min(3)].join(", "));
+            let and_more = if count > 3 { ", …" } else { "" };
+            let found = format!("{count} of {PARTITIONS} ({first}{and_more}): {reason}");
+            let finding = Finding::unfit(found, "a consumer for each partition");
+            finding.with_denial(self.broker.denial_since(started))
+        });
+        let consumers = consumers.collect();
+        self.findings.set("streams", streams);
+        self.findings.set("consumers", consumers);
     }
 
     /// Our claim to a partition that is prepared. None if its consumer knows no priorities.
@@ -124,12 +188,18 @@ impl Context {
 
     async fn find(&self, session: &Session) -> Result<Found, StreamsError> {
         let js = &session.jetstream;
-        streams::changes(js, &self.streams).await?;
-        streams::dead_letters(js, &self.streams).await?;
-        Ok(Found {
-            events: streams::events(js, &self.streams).await?,
-            states: streams::issue_state(js, &self.streams).await?,
-        })
+        let streams = Streams { js, settings: &self.streams, findings: &self.findings };
+        streams.changes().await?;
+        streams.dead_letters().await?;
+        let (events, states) = (streams.events().await?, streams.issue_state().await?);
+        let made_at = states.stream.cached_info().created.unix_timestamp();
+        self.bucket_made_at.store(made_at, Ordering::Relaxed);
+        Ok(Found { events, states })
+    }
+
+    /// When the bucket of issue states was made, as far as it is known.
+    pub(crate) fn bucket_made_at(&self) -> i64 {
+        self.bucket_made_at.load(Ordering::Relaxed)
     }
 
     /// Counts a partition as being consumed until the guard is dropped.
@@ -141,6 +211,21 @@ impl Context {
     /// Number of partitions that are being consumed.
     pub(crate) fn partitions_consumed(&self) -> usize {
         self.consuming.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a consumer is not as needed, in the same words for all partitions.
+fn reason(error: &StreamsError) -> String {
+    match error {
+        StreamsError::GetConsumer(_, cause) => Causes(cause).to_string(),
+        StreamsError::Consumer(_, cause) => Causes(cause).to_string(),
+        StreamsError::ConsumerUnfit(_, differences, cause) => {
+            format!(
+                "{differences}; it cannot be changed ({}); delete it, and it is made again",
+                Causes(cause)
+            )
+        }
+        other => Causes(other).to_string(),
     }
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     context::Context,
-    step::attempt::{Away, Sent},
+    step::attempt::{Failure, Sent},
 };
 
 /// Handles `change`, in a span of its own. `after` is the sequence of the last message on the
@@ -23,7 +23,7 @@ pub(crate) async fn handle(
     session: &Session,
     change: &Change,
     after: u64,
-) -> Result<Sent, Away> {
+) -> Result<Sent, Failure> {
     let span = info_span!(
         "handle",
         otel.name = format!("handle {}", change.kind),
@@ -49,7 +49,7 @@ async fn publish(
     session: &Session,
     change: &Change,
     after: u64,
-) -> Result<Sent, Away> {
+) -> Result<Sent, Failure> {
     debug!(kind = %change.kind, added = ?change.added, removed = ?change.removed, "handling");
     let delivery_id = Uuid::try_parse(&change.cause.delivery_id).unwrap_or_default();
     let traceparent = trace::of_delivery(&Span::current(), delivery_id);
@@ -67,7 +67,7 @@ async fn publish(
         Err(error) => match Refusal::of(&error) {
             Refusal::NotLast => Ok(Sent::NotLast),
             refusal if refusal.is_for_good() => Ok(Sent::Refused(Box::new(error))),
-            _ => Err(Away(Box::new(error))),
+            _ => Err(Failure::Away(Box::new(error))),
         },
     }
 }

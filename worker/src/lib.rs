@@ -13,6 +13,7 @@ mod issue;
 mod lag;
 mod partition;
 pub mod settings;
+mod standing;
 mod step;
 
 use std::{sync::Arc, time::Duration};
@@ -63,6 +64,14 @@ impl Worker {
             move || lag::measure(Arc::clone(&context))
         };
         tasks.spawn("the lag's job", lag::LAG.run(host.meter.clone(), host.stop.clone(), lag));
+        let check = {
+            let context = Arc::clone(&context);
+            move || standing::check(Arc::clone(&context))
+        };
+        let job = standing::STANDING.run(host.meter.clone(), host.stop.clone(), check);
+        tasks.spawn("the check of what stands on the broker", job);
+        let on_suspicion = standing::check_on_suspicion(Arc::clone(&context), host.stop.clone());
+        tasks.spawn("the check after failures", on_suspicion);
         info!("worker started");
         Ok(Self { tasks, context, drain_timeout: settings.common.drain_timeout })
     }
@@ -95,15 +104,18 @@ impl Role for Worker {
     }
 }
 
-/// Ready while all partitions are consumed. Otherwise degraded, because a restart does not bring
+/// Ready while all partitions are consumed and all on the broker is as needed. Otherwise degraded, because a restart does not bring
 /// the broker back.
 fn health(context: &Context) -> Health {
     let connected = context.broker.is_connected();
     let partitions_consumed = context.partitions_consumed();
-    let ready = connected && partitions_consumed == usize::from(PARTITIONS);
+    let unfit = context.findings.unfit();
+    let all_consumed = partitions_consumed == usize::from(PARTITIONS);
+    let ready = connected && all_consumed && unfit.is_empty();
     let details = json!({
         "broker": if connected { "connected" } else { "disconnected" },
         "partitions_consumed": partitions_consumed,
+        "unfit": unfit,
     });
     Health::new(if ready { Status::Ok } else { Status::Degraded }, ready, details)
 }

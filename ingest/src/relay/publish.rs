@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,13 +19,15 @@ use service::{
     backoff::Backoff,
     broker::{
         Broker, Session,
+        findings::Findings,
         refusal::Refusal,
-        streams::{self, StreamsError, StreamsSettings},
+        streams::{Streams, StreamsError, StreamsSettings},
     },
     causes::Causes,
     log_limit::LogLimit,
     telemetry::trace::{self, TRACES_ONLY},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, field, info, info_span, warn};
 
 use super::lanes::Offer;
@@ -59,13 +61,16 @@ pub(super) enum Published {
     Expired,
 }
 
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     broker: Broker,
     source: String,
     streams: StreamsSettings,
+    /// What of the stream is not as needed.
+    findings: Arc<Findings>,
     window: Arc<Window>,
-    /// Cached properties of the stream. Cleared when an error shows that they may be outdated.
-    stream: tokio::sync::Mutex<Option<Stream>>,
+    stream: tokio::sync::Mutex<Known>,
+    /// Highest sequence of the stream that a confirmation has named since the offering began.
+    highest: AtomicU64,
     /// Whether a failure has been logged, and no confirmation since.
     failing: AtomicBool,
     lines: LogLimit,
@@ -73,6 +78,46 @@ pub(super) struct Publisher {
     /// offered again.
     unfinished: Mutex<HashMap<i64, Ending>>,
     instruments: Arc<Instruments>,
+}
+
+/// What is known of the stream of events.
+#[derive(Default)]
+struct Known {
+    /// Cached properties. Cleared when an error shows that they may be outdated.
+    stream: Option<Stream>,
+    /// When the stream was created, in nanoseconds of Unix time.
+    created: Option<i128>,
+    /// Cancelled once the stream turns out to have been made anew, or to have lost its tail.
+    anew: CancellationToken,
+}
+
+/// What is the same for all entries while they are offered.
+#[derive(Clone, Debug)]
+pub(super) struct Offering {
+    pub(super) session: Session,
+    pub(super) dedup_window: Duration,
+    anew: CancellationToken,
+}
+
+impl Offering {
+    /// Whether all entries have to be offered again, as far as is known.
+    pub(super) fn is_over(&self) -> bool {
+        self.session.is_over() || self.is_of_another_stream()
+    }
+
+    /// Whether the stream is another one by now.
+    pub(super) fn is_of_another_stream(&self) -> bool {
+        self.anew.is_cancelled()
+    }
+
+    /// Waits until all entries have to be offered again: the connection is lost, or the stream is
+    /// another one.
+    pub(super) async fn ended(&self) {
+        tokio::select! {
+            () = self.session.ended() => {}
+            () = self.anew.cancelled() => {}
+        }
+    }
 }
 
 /// The stream of events as it is configured on the broker, which may differ from the requested
@@ -92,13 +137,16 @@ impl Publisher {
         broker: Broker,
         window: Arc<Window>,
         instruments: Arc<Instruments>,
+        findings: Arc<Findings>,
     ) -> Self {
         Self {
             broker,
             source: settings.common.gitea_url.clone(),
             streams: settings.common.streams.clone(),
+            findings,
             window,
             stream: tokio::sync::Mutex::default(),
+            highest: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             lines: LogLimit::new(),
             unfinished: Mutex::default(),
@@ -106,22 +154,46 @@ impl Publisher {
         }
     }
 
-    /// Ensures that the stream exists, and retries until it does. Returns the stream's dedup
-    /// window.
-    pub(super) async fn prepare(&self, session: &Session) -> Duration {
+    /// Ensures that the stream exists, and retries until it does. Returns what the entries are
+    /// offered with.
+    pub(super) async fn prepare(&self, session: &Session) -> Offering {
         let mut backoff = BACKOFF;
         loop {
             let started = Instant::now();
-            match self.stream(session).await {
-                Ok(stream) => return stream.dedup_window,
+            let mut known = self.stream.lock().await;
+            if known.anew.is_cancelled() {
+                *known = Known { created: known.created, ..Known::default() };
+            }
+            match self.look_up(&mut known, session).await {
+                Ok(stream) => {
+                    self.highest.store(0, Ordering::Relaxed);
+                    // The look-up may just have found that the stream is another one.
+                    if known.anew.is_cancelled() {
+                        known.anew = CancellationToken::new();
+                    }
+                    return Offering {
+                        session: session.clone(),
+                        dedup_window: stream.dedup_window,
+                        anew: known.anew.clone(),
+                    };
+                }
                 Err(error) => self.failed(None, started, Causes(&error).to_string()),
             }
+            drop(known);
             backoff.wait().await;
         }
     }
 
+    /// Compares the stream on the broker with what is needed. It is created if it is missing, and
+    /// all entries are offered again if it is another one.
+    pub(crate) async fn check(&self, session: &Session) -> Result<(), StreamsError> {
+        let mut known = self.stream.lock().await;
+        known.stream = None;
+        self.look_up(&mut known, session).await.map(drop)
+    }
+
     /// Returns once the entry needs no further attempt, or once the session has ended.
-    pub(super) async fn publish(&self, offer: &mut Offer, session: &Session) -> Published {
+    pub(super) async fn publish(&self, offer: &mut Offer, offering: &Offering) -> Published {
         let event = match event(&mut offer.entry) {
             Ok(event) => event,
             Err(reason) => return Published::Refused(reason),
@@ -135,8 +207,8 @@ impl Publisher {
         let span = ending.span.clone();
         let published = tokio::select! {
             biased;
-            published = self.until_confirmed(offer, event, session).instrument(span) => published,
-            () = session.ended() => Published::Interrupted,
+            published = self.until_confirmed(offer, event, offering).instrument(span) => published,
+            () = offering.ended() => Published::Interrupted,
         };
         match published {
             Published::Confirmed | Published::Expired => ending.error = None,
@@ -158,8 +230,9 @@ impl Publisher {
         &self,
         offer: &Offer,
         mut event: IssueEvent,
-        session: &Session,
+        offering: &Offering,
     ) -> Published {
+        let session = &offering.session;
         let mut backoff = BACKOFF;
         let mut oversized = 0;
         loop {
@@ -175,14 +248,24 @@ impl Publisher {
                     continue;
                 }
             };
+            if offering.is_of_another_stream() {
+                // The entries before this one come first.
+                return Published::Interrupted;
+            }
             let limits = (session.max_payload(), stream.max_message);
             let envelope = match self.envelope(&offer.entry, &mut event, limits) {
                 Ok(envelope) => envelope,
                 Err(reason) => return Published::Refused(reason),
             };
             let sent_at = Timestamp::now();
+            let highest = self.highest.load(Ordering::Relaxed);
             let error = match session.publish(envelope, names::EVENTS).await {
                 Ok(ack) => {
+                    if !ack.duplicate && ack.sequence <= highest {
+                        // A stream only counts up: this is another one, or it has lost its tail.
+                        offering.anew.cancel();
+                    }
+                    self.highest.fetch_max(ack.sequence, Ordering::Relaxed);
                     self.confirmed(offer, &ack, sent_at);
                     return Published::Confirmed;
                 }
@@ -195,10 +278,10 @@ impl Publisher {
                     if oversized >= MAX_OVERSIZED {
                         return Published::Refused(too_large(limits));
                     }
-                    *self.stream.lock().await = None;
+                    self.stream.lock().await.stream = None;
                 }
                 Refusal::PrepareAgain => {
-                    *self.stream.lock().await = None;
+                    self.stream.lock().await.stream = None;
                     self.attempt_failed(offer, started, &error);
                 }
                 // An event expects nothing of the message before it.
@@ -245,20 +328,27 @@ impl Publisher {
 
     /// The stream, created if it is missing. One attempt looks it up while the others wait.
     async fn stream(&self, session: &Session) -> Result<Stream, StreamsError> {
-        let mut known = self.stream.lock().await;
-        match *known {
-            Some(stream) if stream.session == session.number() => Ok(stream),
-            _ => {
-                let found = streams::events(&session.jetstream, &self.streams).await?;
-                let config = &found.cached_info().config;
-                let stream = Stream {
-                    session: session.number(),
-                    dedup_window: config.duplicate_window,
-                    max_message: usize::try_from(config.max_message_size).ok().filter(|n| *n > 0),
-                };
-                Ok(*known.insert(stream))
-            }
+        self.look_up(&mut *self.stream.lock().await, session).await
+    }
+
+    async fn look_up(&self, known: &mut Known, session: &Session) -> Result<Stream, StreamsError> {
+        if let Some(stream) = known.stream.filter(|stream| stream.session == session.number()) {
+            return Ok(stream);
         }
+        let (js, settings, findings) = (&session.jetstream, &self.streams, &self.findings);
+        let found = Streams { js, settings, findings }.events().await?;
+        let info = found.cached_info();
+        let created = info.created.unix_timestamp_nanos();
+        if known.created.replace(created).is_some_and(|before| before != created) {
+            known.anew.cancel();
+        }
+        let config = &info.config;
+        let stream = Stream {
+            session: session.number(),
+            dedup_window: config.duplicate_window,
+            max_message: usize::try_from(config.max_message_size).ok().filter(|n| *n > 0),
+        };
+        Ok(*known.stream.insert(stream))
     }
 
     fn confirmed(&self, offer: &Offer, ack: &PublishAck, sent_at: Timestamp) {

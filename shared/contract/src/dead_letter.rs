@@ -32,7 +32,7 @@ pub enum Reason {
     Undecodable,
     /// A handler failed in a way that a retry does not change.
     Permanent,
-    /// There were too many attempts, whatever the cause.
+    /// Too many workers died with the message in hand.
     TooManyAttempts,
 }
 
@@ -86,11 +86,13 @@ pub fn redrive(dead: &Headers, payload: Vec<u8>, sequence: u64) -> Option<Envelo
     Some(Envelope { subject, headers, payload })
 }
 
-/// A copy without the message id, without `names` and without the `Nats-Expected-*` headers.
+/// A copy without `names` and without the headers that mean something to the broker, such as the
+/// message id.
 fn without(headers: &Headers, names: &[&str]) -> Headers {
-    let kept = headers.0.iter().filter(|(name, _)| {
-        name != MESSAGE_ID && !names.contains(&&**name) && !name.starts_with("Nats-Expected-")
-    });
+    let kept = headers
+        .0
+        .iter()
+        .filter(|(name, _)| !names.contains(&&**name) && !name.starts_with("Nats-"));
     Headers(kept.cloned().collect())
 }
 

@@ -1,5 +1,6 @@
 //! The connection to NATS. A lost connection is replaced by a new one while a [`Broker`] exists.
 
+pub mod findings;
 pub mod message;
 pub mod refusal;
 mod servers;
@@ -174,13 +175,24 @@ impl Broker {
         }
     }
 
+    /// Waits until a session suspects that something is missing on the broker.
+    pub async fn suspected(&self) {
+        self.heard.suspicion.notified().await;
+    }
+
     /// The `cause` of a failure that began at `since`, together with what the broker has
     /// denied since then. A user that lacks a permission sees only a timeout otherwise.
     pub fn explain(&self, since: Instant, cause: String) -> String {
-        match self.heard.last_denial.lock().ok().and_then(|last| last.clone()) {
-            Some((at, denial)) if at >= since => format!("{cause}; NATS denies: {denial}"),
-            _ => cause,
+        match self.denial_since(since) {
+            Some(denial) => format!("{cause}; NATS denies: {denial}"),
+            None => cause,
         }
+    }
+
+    /// What the broker has denied our user last, if that was after `since`.
+    pub fn denial_since(&self, since: Instant) -> Option<String> {
+        let last = self.heard.last_denial.lock().ok()?.clone();
+        last.filter(|(at, _)| *at >= since).map(|(_, denial)| denial)
     }
 }
 

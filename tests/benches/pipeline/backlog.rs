@@ -11,7 +11,7 @@ use contract::{
     envelope::Envelope, event::IssueEvent, names, timestamp::Timestamp, traceparent::Traceparent,
 };
 use futures::{StreamExt, stream};
-use service::broker::streams;
+use service::broker::{findings::Findings, streams::Streams};
 use tests::{bus, nats::Nats, services::ingest, system, wait};
 use uuid::Uuid;
 
@@ -66,8 +66,9 @@ impl Events {
     /// and later than those that the stream already holds.
     pub async fn fill(&self, nats: &Nats, count: u64, issues: u64, change: Change) {
         let js = &jetstream::new(nats.client().await);
-        let config = system::worker_config(&nats.url(), &[]).common.streams;
-        streams::events(js, &config).await.expect("the stream");
+        let settings = &system::worker_config(&nats.url(), &[]).common.streams;
+        let streams = Streams { js, settings, findings: &Findings::default() };
+        streams.events().await.expect("the stream");
         let before = bus::count(js, names::EVENTS).await;
         let publish = |n: u64| async move {
             let event = self.event(n % issues + 1, n / issues, change);

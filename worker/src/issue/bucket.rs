@@ -22,8 +22,9 @@ use super::{memory::Entry, state::IssueState};
 pub(crate) enum BucketError {
     #[error("read the issue state")]
     Read(#[source] LastRawMessageError),
-    #[error("decode the issue state")]
-    Decode(#[source] serde_json::Error),
+    /// The position alone: the text of the error would show values of the issue.
+    #[error("the issue state cannot be read (line {}, column {})", .0.line(), .0.column())]
+    Decode(serde_json::Error),
     #[error("encode the issue state")]
     Encode(#[source] serde_json::Error),
     #[error("write the issue state")]

@@ -34,6 +34,7 @@ pub(crate) struct Memory {
     /// Number of gaps so far.
     gaps: u64,
     last_number: u64,
+    bucket: i64,
     /// Whether the last message was handled.
     handled: bool,
 }
@@ -45,7 +46,11 @@ impl Memory {
     }
 
     /// Records that the partition's message with this number (the consumer's sequence) is in hand.
-    pub(crate) fn received(&mut self, number: u64) {
+    /// `bucket` is when the bucket was made: another bucket holds other entries.
+    pub(crate) fn received(&mut self, number: u64, bucket: i64) {
+        if bucket != self.bucket {
+            *self = Self { bucket, ..Self::default() };
+        }
         if !self.handled || number != self.last_number + 1 {
             self.gaps += 1;
         }
@@ -90,7 +95,7 @@ mod tests {
             (13, true, Some(false)),
             (14, true, Some(true)),
         ] {
-            memory.received(number);
+            memory.received(number, 1);
             assert_eq!(memory.take("1.1").map(|(_, current)| current), current, "{number}");
             memory.remember("1.1", Entry::default());
             if handled {
@@ -100,7 +105,10 @@ mod tests {
         for n in 0..=REMEMBERED {
             memory.remember(&n.to_string(), Entry::default());
         }
-        memory.received(15);
+        memory.received(15, 1);
         assert_eq!(memory.take("1"), None, "beyond the limit all are forgotten");
+        memory.remember("1", Entry::default());
+        memory.received(16, 2);
+        assert_eq!(memory.take("1"), None, "another bucket holds other entries");
     }
 }

@@ -40,7 +40,8 @@ pub(crate) struct IssueState {
     /// `owner/name#number`, for people who inspect the bucket.
     #[serde(default)]
     pub(crate) issue: String,
-    /// The delivery that led to this state. Empty if no event's changes were all published yet.
+    /// The delivery that led to this state. Empty if no event was decided, or if the decision on the
+    /// first one was taken back.
     #[serde(default)]
     pub(crate) delivery_id: String,
     /// Sequence of the last change of each kind that was published before the decision, on the
@@ -178,9 +179,16 @@ impl IssueState {
         !self.delivery_id.is_empty()
     }
 
-    /// Whether nothing was ever decided about the issue.
+    /// Whether nothing was ever published about the issue: the entry only marks a parked message, or
+    /// the decision on the first event was taken back as a whole.
     pub(crate) fn is_unseen(&self) -> bool {
-        !self.has_event() && Self { parked: None, ..self.clone() } == Self::default()
+        let Self { assignees, state, updated_at, issue, decision, .. } = self;
+        !self.has_event()
+            && issue.is_empty()
+            && assignees.is_empty()
+            && *state == Lifecycle::Open
+            && updated_at.is_none()
+            && decision.is_none()
     }
 
     /// Whether `message` was parked with nothing decided.
@@ -218,7 +226,9 @@ impl IssueState {
         let mut state = decision.before.clone();
         state.last_changes.clone_from(&self.last_changes);
         state.parked.clone_from(&self.parked);
-        state.issue.clone_from(&self.issue);
+        if published > 0 {
+            state.issue.clone_from(&self.issue);
+        }
         for change in decision.changes.iter().take(published) {
             match change.kind {
                 ChangeKind::Unassigned => {

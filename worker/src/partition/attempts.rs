@@ -36,8 +36,9 @@ struct Record {
     attempts: u64,
 }
 
-/// Begins an attempt and returns its number, from 1. `delivered` is the server's count.
-pub(crate) async fn begin(
+/// The number of the attempt that begins now, from 1. `delivered` is the server's count. It counts
+/// once it is recorded.
+pub(crate) async fn number(
     store: &kv::Store,
     partition: u8,
     message: &MessageId,
@@ -47,26 +48,37 @@ pub(crate) async fn begin(
         return Ok(1);
     }
     // The first attempt leaves no record, because most messages have no second one.
-    let before = read(store, partition, message).await?.unwrap_or(1);
-    write(store, partition, message, before + 1).await?;
-    Ok(before + 1)
+    let before = read(store, partition).await?.filter(|record| record.message == *message);
+    Ok(before.map_or(1, |record| record.attempts) + 1)
 }
 
-/// Takes back that the last attempt at `message` counts.
+/// Records the number of an attempt. Recording it a second time has no effect.
+pub(crate) async fn record(
+    store: &kv::Store,
+    partition: u8,
+    message: &MessageId,
+    number: u64,
+) -> Result<(), AttemptsError> {
+    if number <= 1 { Ok(()) } else { write(store, partition, message, number).await }
+}
+
+/// Takes back that attempt `number` at `message` counts. If others went on to another message, this
+/// does nothing.
 pub(crate) async fn forgive(
     store: &kv::Store,
     partition: u8,
     message: &MessageId,
+    number: u64,
 ) -> Result<(), AttemptsError> {
-    let counted = read(store, partition, message).await?.unwrap_or(1);
+    let counted = match read(store, partition).await? {
+        Some(record) if record.message == *message => record.attempts,
+        Some(record) if record.message.sequence > message.sequence => return Ok(()),
+        _ => number,
+    };
     write(store, partition, message, counted.saturating_sub(1)).await
 }
 
-async fn read(
-    store: &kv::Store,
-    partition: u8,
-    message: &MessageId,
-) -> Result<Option<u64>, AttemptsError> {
+async fn read(store: &kv::Store, partition: u8) -> Result<Option<Record>, AttemptsError> {
     let subject = format!("{}{}", store.prefix, key(partition));
     let found = match store.stream.get_last_raw_message_by_subject(&subject).await {
         Ok(found) => found,
@@ -74,8 +86,7 @@ async fn read(
         Err(error) => return Err(AttemptsError::Read(error)),
     };
     // A record that cannot be read counts as none: it must not stop the partition.
-    let record: Option<Record> = serde_json::from_slice(&found.payload).ok();
-    Ok(record.filter(|record| record.message == *message).map(|record| record.attempts))
+    Ok(serde_json::from_slice(&found.payload).ok())
 }
 
 async fn write(

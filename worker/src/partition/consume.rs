@@ -56,7 +56,9 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
         let Err(error) = ended else { continue };
         // The message is redelivered. If the message causes the panic, it is parked in the end.
         let Some(partition) = partitions.remove(&error.id()) else { continue };
-        error!(%error, partition, "a handler panicked, starting the partition over");
+        // The text of a panic may hold a payload.
+        let panicked = error.is_panic();
+        error!(panicked, partition, "a partition ended, starting it over");
         start(&mut tasks, &mut partitions, partition);
     }
 }
@@ -92,6 +94,10 @@ pub(crate) struct Partition {
 
 struct Unsettled {
     message: MessageId,
+    /// Number of the attempt at it, if that counts.
+    begun: Option<u64>,
+    /// When it was in hand for sure. Later it may have been given to another worker.
+    held: Instant,
     /// Reply subject that settles it.
     reply: Subject,
 }
@@ -119,41 +125,48 @@ async fn consume(
 ) -> Result<(), ConsumeError> {
     let store = context.prepare(session, partition.number).await?;
     partition.memory.clear();
-    hand_back(session, &store, partition).await?;
+    hand_back(context, session, &store, partition).await?;
     let affinity = context.affinity(partition.number);
     let mut pull = Pull::start(session, partition.number, affinity, stop.clone()).await?;
     let _consuming = context.consuming();
     while let Some(message) = pull.next().await? {
         let sequence = message.info().map_or(0, |info| info.stream_sequence);
-        partition.unsettled = message
-            .reply
-            .clone()
-            .map(|reply| Unsettled { message: process::message_id(&message, sequence), reply });
+        let id = process::message_id(&message, sequence);
+        let mut begun = None;
         let span = process::span(&message);
-        let in_hand = in_hand(context, session, &store, partition, &message, stop);
-        let finished = in_hand.instrument(span).await;
-        match finished {
-            Ok(()) => partition.unsettled = None,
-            Err(Unfinished) if stop.is_cancelled() => {
-                hand_back(session, &store, partition).await?;
+        let in_hand = in_hand(context, session, &store, partition, (&message, &mut begun), stop);
+        if let Err(Unfinished) = in_hand.instrument(span).await {
+            let held = Instant::now();
+            let reply = message.reply.clone();
+            partition.unsettled = reply.map(|reply| Unsettled { message: id, begun, held, reply });
+            if !stop.is_cancelled() {
+                return Err(ConsumeError::Unfinished);
             }
-            Err(Unfinished) => return Err(ConsumeError::Unfinished),
+            hand_back(context, session, &store, partition).await?;
         }
     }
     Ok(())
 }
 
-/// Hands back the message that was in hand, so that it is redelivered at once. If it is settled
-/// already, this has no effect. What ended the attempt was not the event.
+/// Hands back the message that was in hand, so that it is redelivered at once. What ended the attempt
+/// was not the event, so it does not count.
 async fn hand_back(
+    context: &Context,
     session: &Session,
     store: &kv::Store,
     partition: &mut Partition,
 ) -> Result<(), ConsumeError> {
-    let Some(Unsettled { message, reply }) = &partition.unsettled else { return Ok(()) };
-    attempts::forgive(store, partition.number, message).await?;
-    let back = session.client.publish(reply.clone(), AckKind::Nak(None).into()).await;
-    back.map_err(ConsumeError::HandBack)?;
+    let Some(Unsettled { message, begun, held, reply }) = &partition.unsettled else {
+        return Ok(());
+    };
+    if let Some(number) = begun {
+        attempts::forgive(store, partition.number, message, *number).await?;
+    }
+    // After the ack wait another worker may have it in hand, and would get it a second time.
+    if held.elapsed() < context.ack_wait {
+        let back = session.client.publish(reply.clone(), AckKind::Nak(None).into()).await;
+        back.map_err(ConsumeError::HandBack)?;
+    }
     partition.unsettled = None;
     Ok(())
 }
@@ -164,12 +177,14 @@ async fn in_hand(
     session: &Session,
     store: &kv::Store,
     partition: &mut Partition,
-    message: &Message,
+    (message, begun): (&Message, &mut Option<u64>),
     stop: &CancellationToken,
 ) -> Result<(), Unfinished> {
+    let number = partition.number;
     let work = async {
-        let processed = process::process(context, session, store, partition, message, stop).await?;
-        settle::settle(context, session, message, &processed, stop).await
+        let taken = (message, begun);
+        let processed = process::process(context, session, store, partition, taken, stop).await?;
+        settle::settle(context, session, number, message, &processed, stop).await
     };
     tokio::pin!(work);
     loop {

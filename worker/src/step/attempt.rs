@@ -10,6 +10,8 @@
 //! of several workers.
 
 use contract::{change::Change, event::IssueEvent};
+use service::causes::Causes;
+use tracing::{debug, warn};
 
 use super::outcome::{Cause, Outcome, Verdict};
 use crate::issue::{
@@ -21,9 +23,35 @@ use crate::issue::{
 /// Conflicts with other workers within one attempt, after which it counts as failed.
 const ROUNDS: usize = 8;
 
-/// The broker failed. It says nothing about the event, and the attempt can be repeated.
+/// Why an attempt has no end.
 #[derive(Debug)]
-pub(crate) struct Away(pub(crate) Cause);
+pub(crate) enum Failure {
+    /// The broker failed. It says nothing about the event, and the attempt can be repeated.
+    Away(Cause),
+    /// The issue's entry cannot be read. Somebody has edited it, or a newer program has written it.
+    Unreadable(Cause),
+}
+
+/// How far an attempt goes. Each level is for messages of which more workers died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Effort {
+    All,
+    /// Nothing more is decided, but what was decided before is still published.
+    Publish,
+    /// What was decided and is not published is taken back.
+    TakeBack,
+}
+
+impl Effort {
+    /// The effort of attempt `number`.
+    pub(crate) fn of(number: u64, max_attempts: u64) -> Self {
+        match number {
+            number if number <= max_attempts => Self::All,
+            number if number <= max_attempts.saturating_mul(2) => Self::Publish,
+            _ => Self::TakeBack,
+        }
+    }
+}
 
 /// Result of a write of the entry.
 #[derive(Debug)]
@@ -57,14 +85,14 @@ pub(crate) struct Last {
 /// What an attempt asks of the broker.
 pub(crate) trait Ports {
     /// Reads the issue's entry from the bucket.
-    fn read(&mut self) -> impl Future<Output = Result<Entry, Away>> + Send;
+    fn read(&mut self) -> impl Future<Output = Result<Entry, Failure>> + Send;
 
     /// Replaces the entry at `revision`; 0 means that there is none.
     fn write(
         &mut self,
         state: &IssueState,
         revision: u64,
-    ) -> impl Future<Output = Result<Written, Away>> + Send;
+    ) -> impl Future<Output = Result<Written, Failure>> + Send;
 
     /// Publishes a change if the last message on its subject has the sequence `after`; 0 means that
     /// there is none.
@@ -72,10 +100,13 @@ pub(crate) trait Ports {
         &mut self,
         change: &Change,
         after: u64,
-    ) -> impl Future<Output = Result<Sent, Away>> + Send;
+    ) -> impl Future<Output = Result<Sent, Failure>> + Send;
 
     /// Reads the last message on the subject of `change`.
-    fn last(&mut self, change: &Change) -> impl Future<Output = Result<Option<Last>, Away>> + Send;
+    fn last(
+        &mut self,
+        change: &Change,
+    ) -> impl Future<Output = Result<Option<Last>, Failure>> + Send;
 }
 
 /// How an attempt ended.
@@ -103,41 +134,55 @@ impl End {
         Self { outcome, ..Self::done(Verdict::TooManyAttempts) }
     }
 
-    fn failed(cause: Cause) -> Self {
+    pub(crate) fn failed(cause: Cause) -> Self {
         let outcome = Outcome::Permanent(cause);
         Self { outcome, ..Self::done(Verdict::Failed) }
     }
 }
 
-/// Attempts `event`, which came as `message`. If its attempts are `used_up`, nothing more is decided,
-/// but what was decided before is still published.
+/// Attempts `event`, which came as `message`.
 pub(crate) async fn attempt<P: Ports + Send>(
     ports: &mut P,
     memory: &mut Memory,
     event: &IssueEvent,
     message: &MessageId,
-    used_up: bool,
-) -> Result<End, Away> {
+    effort: Effort,
+) -> Result<End, Failure> {
     let key = state::key(event.repository.id, event.issue.number);
     let (mut entry, mut current) = match memory.take(&key) {
         Some(remembered) => remembered,
         None => (ports.read().await?, true),
     };
     for _ in 0..ROUNDS {
-        let own = decides(&entry, event);
+        let decider = decider(&entry).map(str::to_owned);
+        let own = decider.as_ref() == Some(&event.delivery.id);
         if entry.is_old && !own {
             forget_decision(&mut entry);
         }
         let end = match step(entry.state.as_ref(), event, message) {
+            Step::Publish if effort == Effort::TakeBack => {
+                give_up_decision(ports, &entry).await?;
+                (entry, current) = (ports.read().await?, true);
+                continue;
+            }
             Step::Publish => match publish_decision(ports, &mut entry, event).await? {
                 Published::All { changes, in_doubt } if own => {
                     End { changes, in_doubt, ..End::done(Verdict::Changed) }
                 }
-                Published::All { .. } => continue,
                 Published::Refused { cause, changes } if own => {
                     return Ok(End { changes, ..End::failed(cause) });
                 }
-                Published::Fenced | Published::Refused { .. } => {
+                Published::All { changes, .. } => {
+                    debug!(decider, changes, "the last decision is published");
+                    continue;
+                }
+                Published::Refused { cause, .. } => {
+                    let error = Causes(cause.as_ref()).to_string();
+                    warn!(decider, error, "a decision that the broker never takes is taken back");
+                    (entry, current) = (ports.read().await?, true);
+                    continue;
+                }
+                Published::Fenced => {
                     (entry, current) = (ports.read().await?, true);
                     continue;
                 }
@@ -150,7 +195,7 @@ pub(crate) async fn attempt<P: Ports + Send>(
             Step::NothingNew => End::done(Verdict::NothingNew),
             Step::Parked => End::too_many_attempts(),
             // The entry is written all the same, so that a suspended worker's decision conflicts.
-            Step::Decide(_) if used_up => {
+            Step::Decide(_) if effort != Effort::All => {
                 let mut state = entry.state.take().unwrap_or_default();
                 state.parked = Some(message.clone());
                 match ports.write(&state, entry.revision).await? {
@@ -185,13 +230,33 @@ pub(crate) async fn attempt<P: Ports + Send>(
         memory.remember(&key, entry);
         return Ok(end);
     }
-    Err(Away("others keep writing this issue's state".into()))
+    Err(Failure::Away("others keep writing this issue's state".into()))
 }
 
-/// Whether the entry's decision is of the event's own delivery.
-fn decides(entry: &Entry, event: &IssueEvent) -> bool {
-    let decision = entry.state.as_ref().and_then(|state| state.decision.as_ref());
-    decision.is_some_and(|decision| decision.event.delivery.id == event.delivery.id)
+/// The delivery of the entry's decision.
+fn decider(entry: &Entry) -> Option<&str> {
+    let decision = entry.state.as_ref()?.decision.as_ref()?;
+    Some(&decision.event.delivery.id)
+}
+
+/// Takes the decision of `entry` back, but for the changes that are in the stream.
+async fn give_up_decision<P: Ports>(ports: &mut P, entry: &Entry) -> Result<(), Failure> {
+    let Some(decision) = entry.state.as_ref().and_then(|state| state.decision.as_deref()) else {
+        return Ok(());
+    };
+    let mut published = 0;
+    for decided in &decision.changes {
+        if !is_published(ports, &decided.change(&decision.event)).await? {
+            break;
+        }
+        published += 1;
+    }
+    take_back(ports, decision, published).await
+}
+
+async fn is_published<P: Ports>(ports: &mut P, change: &Change) -> Result<bool, Failure> {
+    let last = ports.last(change).await?;
+    Ok(last.is_some_and(|last| last.message_id == change.message_id()))
 }
 
 fn forget_decision(entry: &mut Entry) {
@@ -221,8 +286,8 @@ async fn publish_decision<P: Ports>(
     ports: &mut P,
     entry: &mut Entry,
     event: &IssueEvent,
-) -> Result<Published, Away> {
-    let own = decides(entry, event);
+) -> Result<Published, Failure> {
+    let own = decider(entry) == Some(&event.delivery.id);
     let Entry { state: Some(state), revision, .. } = entry else { return Ok(Published::Fenced) };
     let Some(decision) = state.decision.clone() else { return Ok(Published::Fenced) };
     let mut summaries = Vec::with_capacity(decision.changes.len());
@@ -255,12 +320,16 @@ async fn publish_change<P: Ports>(
     state: &mut IssueState,
     revision: &mut u64,
     change: &Change,
-) -> Result<Progress, Away> {
+) -> Result<Progress, Failure> {
     for _ in 0..ROUNDS {
         let after = state.last_changes.get(&change.kind).copied().unwrap_or(0);
         match ports.publish(change, after).await? {
             Sent::At(sequence) => {
                 state.last_changes.insert(change.kind, sequence);
+                return Ok(Progress::Published);
+            }
+            // A limit may have been lowered since an earlier attempt published it.
+            Sent::Refused(_) if is_published(ports, change).await? => {
                 return Ok(Progress::Published);
             }
             Sent::Refused(cause) => return Ok(Progress::Refused(cause)),
@@ -288,7 +357,7 @@ async fn publish_change<P: Ports>(
             Written::Refused(cause) => return Ok(Progress::Refused(cause)),
         }
     }
-    Err(Away("others keep publishing this issue's changes".into()))
+    Err(Failure::Away("others keep publishing this issue's changes".into()))
 }
 
 fn is_same_decision(one: &IssueState, other: &IssueState) -> bool {
@@ -310,7 +379,7 @@ async fn take_back<P: Ports>(
     ports: &mut P,
     decision: &Decision,
     published: usize,
-) -> Result<(), Away> {
+) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
         let Entry { state: Some(state), revision, .. } = ports.read().await? else {
             return Ok(());
@@ -321,8 +390,8 @@ async fn take_back<P: Ports>(
         match ports.write(&state.taken_back(published), revision).await? {
             Written::At(_) => return Ok(()),
             Written::Conflict => {}
-            Written::Refused(cause) => return Err(Away(cause)),
+            Written::Refused(cause) => return Err(Failure::Away(cause)),
         }
     }
-    Err(Away("others keep writing this issue's state".into()))
+    Err(Failure::Away("others keep writing this issue's state".into()))
 }

@@ -19,7 +19,7 @@ use contract::{
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use super::{
-    attempt::{Away, End, Last, Ports, Sent, Written, attempt},
+    attempt::{Effort, End, Failure, Last, Ports, Sent, Written, attempt},
     outcome::Outcome,
 };
 use crate::issue::{
@@ -101,14 +101,14 @@ impl Script<'_> {
 }
 
 impl Ports for Script<'_> {
-    async fn read(&mut self) -> Result<Entry, Away> {
+    async fn read(&mut self) -> Result<Entry, Failure> {
         match self.ask(|| Request::Read).await {
             Answer::Entry(entry) => Ok(*entry),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn write(&mut self, state: &IssueState, revision: u64) -> Result<Written, Away> {
+    async fn write(&mut self, state: &IssueState, revision: u64) -> Result<Written, Failure> {
         match self.ask(|| Request::Write(Box::new(state.clone()), revision)).await {
             Answer::Written(revision) => Ok(Written::At(revision)),
             Answer::No => Ok(Written::Conflict),
@@ -116,7 +116,7 @@ impl Ports for Script<'_> {
         }
     }
 
-    async fn publish(&mut self, change: &Change, after: u64) -> Result<Sent, Away> {
+    async fn publish(&mut self, change: &Change, after: u64) -> Result<Sent, Failure> {
         match self.ask(|| Request::Publish(Box::new(change.clone()), after)).await {
             Answer::Sent(sequence) => Ok(Sent::At(sequence)),
             Answer::No => Ok(Sent::NotLast),
@@ -125,7 +125,7 @@ impl Ports for Script<'_> {
         }
     }
 
-    async fn last(&mut self, change: &Change) -> Result<Option<Last>, Away> {
+    async fn last(&mut self, change: &Change) -> Result<Option<Last>, Failure> {
         match self.ask(|| Request::Last(Box::new(change.clone()))).await {
             Answer::Last(last) => Ok(last),
             other => panic!("{other:?}"),
@@ -138,7 +138,7 @@ impl Ports for Script<'_> {
 struct Work {
     sequence: usize,
     event: usize,
-    used_up: bool,
+    effort: Effort,
     /// What the worker remembered when the attempt began.
     memory: Memory,
     answers: Vec<Answer>,
@@ -162,7 +162,7 @@ impl Work {
         let ended = {
             let message = MessageId { sequence: self.sequence as u64, id: String::new() };
             let event = &events[self.event];
-            let attempt = pin!(attempt(&mut script, &mut memory, event, &message, self.used_up));
+            let attempt = pin!(attempt(&mut script, &mut memory, event, &message, self.effort));
             attempt.poll(&mut Context::from_waker(Waker::noop()))
         };
         match ended {
@@ -173,7 +173,7 @@ impl Work {
             }
             Poll::Ready(Ok(_)) if self.parked => Next::Ack(memory),
             Poll::Ready(Ok(_)) => Next::Park,
-            Poll::Ready(Err(Away(cause))) => panic!("within these bounds: {cause}"),
+            Poll::Ready(Err(failure)) => panic!("within these bounds: {failure:?}"),
         }
     }
 }
@@ -464,11 +464,11 @@ impl Model for Bounds {
                 world.delivered += 1;
                 let (delivered, sequence) = (world.delivered, world.acked);
                 let worker = &mut world.workers[number];
-                worker.memory.received(delivered);
+                worker.memory.received(delivered, 0);
                 worker.work = Some(Work {
                     sequence,
                     event: world.stream[sequence],
-                    used_up: before >= self.max_attempts,
+                    effort: Effort::of(before.into(), self.max_attempts.into()),
                     memory: worker.memory.clone(),
                     answers: Vec::new(),
                     parked: false,

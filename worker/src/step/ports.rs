@@ -6,7 +6,7 @@ use async_nats::jetstream::{kv, stream::LastRawMessageErrorKind};
 use contract::{change::Change, envelope::MESSAGE_ID, names::CHANGES, subject};
 use service::broker::{Session, refusal::Refusal};
 
-use super::attempt::{Away, Last, Ports, Sent, Written};
+use super::attempt::{Failure, Last, Ports, Sent, Written};
 use crate::{
     context::Context,
     handlers,
@@ -32,16 +32,19 @@ impl BrokerPorts<'_> {
     }
 }
 
-fn away(error: impl std::error::Error + Send + Sync + 'static) -> Away {
-    Away(Box::new(error))
+fn away(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::Away(Box::new(error))
 }
 
 impl Ports for BrokerPorts<'_> {
-    async fn read(&mut self) -> Result<Entry, Away> {
-        bucket::read(self.store, self.key, self.old_after()).await.map_err(away)
+    async fn read(&mut self) -> Result<Entry, Failure> {
+        match bucket::read(self.store, self.key, self.old_after()).await {
+            Err(error @ BucketError::Decode(_)) => Err(Failure::Unreadable(Box::new(error))),
+            read => read.map_err(away),
+        }
     }
 
-    async fn write(&mut self, state: &IssueState, revision: u64) -> Result<Written, Away> {
+    async fn write(&mut self, state: &IssueState, revision: u64) -> Result<Written, Failure> {
         match bucket::write(self.session, self.store, self.key, state, revision).await {
             Ok(revision) => Ok(Written::At(revision)),
             Err(BucketError::Write(error)) => match Refusal::of(&error) {
@@ -55,11 +58,11 @@ impl Ports for BrokerPorts<'_> {
         }
     }
 
-    async fn publish(&mut self, change: &Change, after: u64) -> Result<Sent, Away> {
+    async fn publish(&mut self, change: &Change, after: u64) -> Result<Sent, Failure> {
         handlers::handle(self.context, self.session, change, after).await
     }
 
-    async fn last(&mut self, change: &Change) -> Result<Option<Last>, Away> {
+    async fn last(&mut self, change: &Change) -> Result<Option<Last>, Failure> {
         let stream = self.session.jetstream.get_stream_no_info(CHANGES).await.map_err(away)?;
         let found = stream.get_last_raw_message_by_subject(&subject::of_change(change)).await;
         match found {

@@ -16,12 +16,12 @@ use contract::{
 };
 use service::{backoff::Backoff, broker::Session, causes::Causes, telemetry::trace};
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug, error, field, info_span, record_all, warn};
+use tracing::{Span, error, field, info_span, record_all, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
-    attempt::{Away, End, attempt},
-    outcome::Outcome,
+    attempt::{Effort, End, Failure, attempt},
+    outcome::{Cause, Outcome},
     ports::BrokerPorts,
 };
 use crate::{
@@ -76,7 +76,8 @@ pub(crate) fn span(message: &Message) -> Span {
     span
 }
 
-/// Processes a message. Runs inside the message's span.
+/// Processes a message. Runs inside the message's span. `begun` gets the number of the attempt once
+/// it counts.
 ///
 /// While the broker fails, the attempt is repeated with the message in hand: a failing broker says
 /// nothing about the event, so this uses up no attempts.
@@ -85,7 +86,7 @@ pub(crate) async fn process(
     session: &Session,
     store: &kv::Store,
     partition: &mut Partition,
-    message: &Message,
+    (message, begun): (&Message, &mut Option<u64>),
     stop: &CancellationToken,
 ) -> Result<Processed, Unfinished> {
     let started = Instant::now();
@@ -93,53 +94,38 @@ pub(crate) async fn process(
         error!(error, "a message without its sequence");
         Unfinished
     })?;
-    partition.memory.received(info.consumer_sequence);
-    let delivered = info.delivered.unsigned_abs();
-    let id = message_id(message, info.stream_sequence);
-    let event = match envelope::read_event(&message.payload) {
-        Ok(event) => Box::new(event),
-        Err(error) => {
-            if let Some(id) = message.headers.as_ref().and_then(|headers| headers.get("ce-id")) {
-                Span::current().record("gitea.delivery.id", id.as_str());
-            }
-            let end = End::undecodable(Box::new(error));
-            return Ok(Processed { end, event: None, attempt: delivered, started });
-        }
+    partition.memory.received(info.consumer_sequence, context.bucket_made_at());
+    let mut in_hand = InHand {
+        message,
+        id: message_id(message, info.stream_sequence),
+        delivered: info.delivered.unsigned_abs(),
+        number: None,
+        begun,
+        event: None,
     };
-    describe(&event);
     let mut pause = RETRY;
-    let mut begun = None;
     let mut anew = None;
     loop {
         let store = anew.as_ref().unwrap_or(store);
-        let ended = async {
-            let number = match begun {
-                Some(number) => number,
-                None => *begun.insert(begin(store, partition, &id, delivered).await?),
-            };
-            let key = state::key(event.repository.id, event.issue.number);
-            let mut ports = BrokerPorts { context, session, store, key: &key };
-            // Checked before handling, because an earlier attempt may have crashed its worker.
-            let used_up = number > context.max_attempts;
-            attempt(&mut ports, &mut partition.memory, &event, &id, used_up).await
-        };
-        match ended.await {
+        let cause = match in_hand.attempt(context, session, store, partition).await {
             Ok(end) => {
                 if matches!(end.outcome, Outcome::Done) {
                     partition.memory.handled();
                 }
-                let attempt = begun.unwrap_or(delivered);
-                return Ok(Processed { end, event: Some(event), attempt, started });
+                let attempt = in_hand.number.unwrap_or(in_hand.delivered);
+                return Ok(Processed { end, event: in_hand.event, attempt, started });
             }
-            Err(Away(cause)) => {
-                let cause = context.broker.explain(started, Causes(cause.as_ref()).to_string());
-                context.instruments.retried();
-                if pause.is_fresh() {
-                    warn!(error = cause, "the broker fails, trying on with the delivery in hand");
-                } else {
-                    debug!(error = cause, "the broker still fails");
-                }
-            }
+            Err(cause) => cause,
+        };
+        // The broker may have been replaced, with other entries under the same revisions.
+        partition.memory.clear();
+        session.suspect();
+        context.instruments.retried();
+        let error = context.broker.explain(started, Causes(cause.as_ref()).to_string());
+        let line = context.failures.line(&error);
+        if pause.is_fresh() || line.is_some() {
+            let left_out = line.and_then(|line| line.left_out);
+            warn!(error, left_out, "the broker fails, trying on with the delivery in hand");
         }
         tokio::select! {
             () = pause.wait() => {}
@@ -151,14 +137,79 @@ pub(crate) async fn process(
     }
 }
 
-async fn begin(
-    store: &kv::Store,
-    partition: &Partition,
-    id: &MessageId,
+/// A message that is processed.
+struct InHand<'a> {
+    message: &'a Message,
+    id: MessageId,
     delivered: u64,
-) -> Result<u64, Away> {
-    let begun = attempts::begin(store, partition.number, id, delivered).await;
-    begun.map_err(|error| Away(Box::new(error)))
+    /// Number of the attempt, once it is known.
+    number: Option<u64>,
+    /// The same, once it counts.
+    begun: &'a mut Option<u64>,
+    /// The event, once it is decoded.
+    event: Option<Box<IssueEvent>>,
+}
+
+impl InHand<'_> {
+    /// Attempts the message. The error is why the broker failed.
+    async fn attempt(
+        &mut self,
+        context: &Context,
+        session: &Session,
+        store: &kv::Store,
+        partition: &mut Partition,
+    ) -> Result<End, Cause> {
+        // An attempt counts before anything is done with the message that could crash the worker.
+        let number = self.begin(store, partition.number).await?;
+        if self.event.is_none() {
+            match decode(self.message) {
+                Ok(event) => self.event = Some(event),
+                Err(cause) => return Ok(End::undecodable(cause)),
+            }
+        }
+        let Some(event) = &self.event else { return Err("no event".into()) };
+        let key = state::key(event.repository.id, event.issue.number);
+        let mut ports = BrokerPorts { context, session, store, key: &key };
+        let effort = Effort::of(number, context.max_attempts);
+        match attempt(&mut ports, &mut partition.memory, event, &self.id, effort).await {
+            Ok(end) => Ok(end),
+            Err(Failure::Unreadable(cause)) => Ok(End::failed(cause)),
+            Err(Failure::Away(cause)) => Err(cause),
+        }
+    }
+
+    /// Begins the attempt, once.
+    async fn begin(&mut self, store: &kv::Store, partition: u8) -> Result<u64, Cause> {
+        if let Some(number) = *self.begun {
+            return Ok(number);
+        }
+        let number = match self.number {
+            Some(number) => number,
+            None => attempts::number(store, partition, &self.id, self.delivered).await?,
+        };
+        self.number = Some(number);
+        attempts::record(store, partition, &self.id, number).await?;
+        *self.begun = Some(number);
+        Ok(number)
+    }
+}
+
+fn decode(message: &Message) -> Result<Box<IssueEvent>, Cause> {
+    let event = match envelope::read_event(&message.payload) {
+        Ok(event) => Box::new(event),
+        Err(error) => {
+            if let Some(id) = message.headers.as_ref().and_then(|headers| headers.get("ce-id")) {
+                Span::current().record("gitea.delivery.id", id.as_str());
+            }
+            return Err(Box::new(error));
+        }
+    };
+    describe(&event);
+    // Order rests on the partition in the subject. Ingest publishes no other subject.
+    if EventSubject::of(&event).to_string() != *message.subject {
+        return Err("its subject is not the one of its event".into());
+    }
+    Ok(event)
 }
 
 pub(crate) fn message_id(message: &Message, sequence: u64) -> MessageId {

@@ -43,6 +43,7 @@ pub(crate) fn settlement(outcome: &Outcome) -> Settlement {
 pub(crate) async fn settle(
     context: &Context,
     session: &Session,
+    partition: u8,
     message: &Message,
     processed: &Processed,
     stop: &CancellationToken,
@@ -57,16 +58,20 @@ pub(crate) async fn settle(
     let settlement = settlement(&processed.end.outcome);
     if let Settlement::DeadLetter(reason) = settlement {
         let mut pause = RETRY;
-        let error = cause.unwrap_or_default();
+        let why = cause.unwrap_or_default();
         // The message stays in hand until it can be parked, so that it is not lost.
-        while let Err(error) = dead_letter::park(session, message, &error, processed.attempt).await
-        {
-            error!(error = %Causes(&error), reason = reason.as_str(), "cannot park a dead letter");
+        while let Err(error) = dead_letter::park(session, message, &why, processed.attempt).await {
+            let (error, reason) = (Causes(&error).to_string(), reason.as_str());
+            if let Some(line) = context.failures.line(&error) {
+                error!(error, left_out = line.left_out, reason, "cannot park a dead letter");
+            }
             tokio::select! {
                 () = pause.wait() => {}
                 () = session.ended() => return Err(Unfinished),
                 () = stop.cancelled() => return Err(Unfinished),
             }
+            // The stream of dead letters may be missing, and is made anew. If not, this fails again.
+            let _ = context.prepare(session, partition).await;
         }
     }
     let acked = message.ack_with(AckKind::Ack).await;

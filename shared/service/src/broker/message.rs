@@ -8,20 +8,21 @@ use async_nats::{
 };
 use contract::envelope::{Envelope, Headers};
 
-use super::Session;
+use super::{Session, refusal::Refusal};
 
 impl Session {
     /// Publishes on `stream` and no other, and returns once the broker has confirmed the message.
     ///
     /// # Errors
-    /// [`Refusal`](super::refusal::Refusal) classifies them.
+    /// [`Refusal`] classifies them.
     pub async fn publish(
         &self,
         envelope: Envelope,
         stream: &str,
     ) -> Result<PublishAck, PublishError> {
         let (subject, message) = message(envelope, stream);
-        self.jetstream.send_publish(subject, message).await?.await
+        let published = async { self.jetstream.send_publish(subject, message).await?.await };
+        published.await.inspect_err(|error| self.suspect_after(error))
     }
 
     /// Like [`Session::publish`], but only if `last` is the sequence of the last message on the
@@ -39,7 +40,14 @@ impl Session {
     ) -> Result<PublishAck, PublishError> {
         let (subject, message) = message(envelope, stream);
         let message = message.expected_last_subject_sequence(last);
-        self.jetstream.send_publish(subject, message).await?.await
+        let published = async { self.jetstream.send_publish(subject, message).await?.await };
+        published.await.inspect_err(|error| self.suspect_after(error))
+    }
+
+    fn suspect_after(&self, error: &PublishError) {
+        if Refusal::of(error) == Refusal::PrepareAgain {
+            self.suspect();
+        }
     }
 }
 

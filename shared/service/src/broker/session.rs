@@ -15,6 +15,7 @@ use async_nats::{
 use futures::StreamExt;
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -44,6 +45,7 @@ pub struct Session {
     pub jetstream: jetstream::Context,
     number: u64,
     ended: CancellationToken,
+    suspicion: Arc<Notify>,
 }
 
 /// What the sessions of a broker have heard from it.
@@ -53,6 +55,8 @@ pub(super) struct Heard {
     pub(super) last_denial: Arc<Mutex<Option<(Instant, String)>>>,
     /// Limits the lines about it.
     pub(super) lines: Arc<LogLimit>,
+    /// Raised when something on the broker may not be as needed.
+    pub(super) suspicion: Arc<Notify>,
 }
 
 /// Why there is no connection.
@@ -109,7 +113,8 @@ impl Session {
             .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         let end = client.subscribe(client.new_inbox()).await?;
-        Ok((Self { client, jetstream, number, ended: CancellationToken::new() }, end))
+        let (ended, suspicion) = (CancellationToken::new(), Arc::clone(&heard.suspicion));
+        Ok((Self { client, jetstream, number, ended, suspicion }, end))
     }
 
     /// Number of this session among those of its broker, from 1.
@@ -130,6 +135,11 @@ impl Session {
     /// Largest payload and headers, in bytes, that the server takes.
     pub fn max_payload(&self) -> usize {
         self.client.max_payload()
+    }
+
+    /// Reports that something may be missing on the broker, so that it is looked for.
+    pub fn suspect(&self) {
+        self.suspicion.notify_one();
     }
 
     /// Whether the server serves requests for messages by their priority.
