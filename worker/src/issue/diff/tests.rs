@@ -311,6 +311,18 @@ fn what_is_taken_back_leaves_what_was_published() {
 
 #[test]
 fn what_is_left_of_a_first_event_is_told_as_of_a_first_event() {
+    for text in [
+        "edited [bot] closed 1",
+        "unassigned [] open 1",
+        "reopened [] open -",
+        "deleted [tom] open 1",
+    ] {
+        let event = event(text);
+        let whole = decided(None, &event);
+        let again = decided(Some(&whole.taken_back(0)), &event);
+        let changes = |state: IssueState| state.decision.map(|decision| decision.changes);
+        assert_eq!(changes(again), changes(whole), "{text}: all of it was taken back");
+    }
     for (text, expected) in [
         ("edited [bot] closed 1", "assigned +bot*"),
         ("edited [bot] closed -", "assigned +bot*"),
