@@ -1,6 +1,6 @@
 //! The schedule of faults, drawn by seed before anything starts.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use fastrand::Rng;
 
@@ -111,11 +111,16 @@ pub struct Means {
 /// The schedule: services and broker are two lanes that run concurrently.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// How many workers there are at the start.
+    pub workers: usize,
     /// Faults of services.
     pub services: Vec<Step>,
     /// Faults of the broker.
     pub broker: Vec<Step>,
 }
+
+/// How many workers there are.
+pub const WORKERS: RangeInclusive<usize> = 2..=4;
 
 /// From this number of faults on, the broker is also away for minutes.
 const LONG_RUN: usize = 300;
@@ -149,7 +154,7 @@ impl Plan {
                 broker.push(Step { n, pause, kind: Kind::Broker(kind), lasts, seed });
             }
         }
-        Self { services, broker }
+        Self { workers: rng.usize(WORKERS), services, broker }
     }
 
     /// How long the schedule takes, without the time that processes need to start.

@@ -168,7 +168,7 @@ impl Stage {
         for n in 0..2 {
             self.services.fleet.start_ingest(n).await?;
         }
-        for _ in 0..2 {
+        for _ in 0..self.plan.workers {
             self.services.fleet.start_worker().await?;
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::{
     clock,
     fleet::Fleet,
     fsync::{self, Spoiled, Spoiler},
-    plan::{Kind, Service, Step},
+    plan::{Kind, Service, Step, WORKERS},
     senders::Post,
     servers::Servers,
     torn,
@@ -141,7 +141,7 @@ impl ServiceLane {
     }
 
     async fn rescale(&mut self, rng: &mut Rng) -> Result<String, String> {
-        let (workers, both) = (rng.usize(1..=3), rng.bool());
+        let (workers, both) = (rng.usize(WORKERS), rng.bool());
         while self.fleet.workers() < workers {
             self.fleet.start_worker().await?;
         }
