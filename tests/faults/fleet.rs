@@ -17,7 +17,7 @@ const RETENTION_SECS: &str = "300";
 /// So short that a lost tail stays lost.
 const FORGETFUL_RETENTION_SECS: &str = "1";
 /// Time after which a dead worker's message is redelivered.
-const ACK_WAIT_SECS: &str = "2";
+pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// More attempts than a schedule of faults can make fail: a dead letter would be a violation.
 const MAX_ATTEMPTS: &str = "100000";
 
@@ -117,9 +117,10 @@ impl Fleet {
 
     /// Starts a worker and waits until it listens.
     pub async fn start_worker(&mut self) -> Result<(), String> {
+        let ack_wait = ACK_WAIT.as_secs().to_string();
         let own = [
             ("NATS_URL", self.to_broker.for_workers.as_str()),
-            ("ACK_WAIT_SECS", ACK_WAIT_SECS),
+            ("ACK_WAIT_SECS", &ack_wait),
             ("MAX_ATTEMPTS", MAX_ATTEMPTS),
             ("DRAIN_TIMEOUT_SECS", "8"),
         ];

@@ -3,6 +3,7 @@
 
 mod check;
 mod clock;
+mod consumers;
 mod disk;
 mod drain;
 mod fleet;

@@ -61,6 +61,10 @@ pub enum Broker {
     FullStates,
     /// An older copy of the store is put back while the server is down.
     TailLost,
+    /// A hand edits some of the consumers of the partitions.
+    EditConsumers,
+    /// The consumer of one partition is deleted.
+    DeleteConsumer,
     /// SIGKILL of the leader of the stream of events.
     KillEventsLeader,
     /// SIGKILL of the leader of the bucket of issue states.
@@ -210,6 +214,8 @@ fn broker_kinds(means: Means) -> Vec<Broker> {
         FullEvents,
         FullChanges,
         FullStates,
+        EditConsumers,
+        DeleteConsumer,
     ];
     if means.cluster {
         kinds.extend([
@@ -241,7 +247,7 @@ fn broker_lasts(rng: &mut Rng, kind: Broker) -> Duration {
     use Broker::*;
     match kind {
         Kill | KillEventsLeader | KillStatesLeader | KillConsumerLeader => millis(rng, 0, 2500),
-        Cut => Duration::ZERO,
+        Cut | EditConsumers | DeleteConsumer => Duration::ZERO,
         Stop | StopEventsLeader => millis(rng, 500, 8000),
         Away => millis(rng, 3000, 12_000),
         Delay | Throttle | FullEvents | FullChanges | FullStates => millis(rng, 1500, 6000),
@@ -281,6 +287,8 @@ impl Kind {
             Self::Broker(Broker::FullEvents) => "events-full",
             Self::Broker(Broker::FullChanges) => "changes-full",
             Self::Broker(Broker::FullStates) => "states-full",
+            Self::Broker(Broker::EditConsumers) => "consumer-edited",
+            Self::Broker(Broker::DeleteConsumer) => "consumer-deleted",
             Self::Broker(Broker::TailLost) => crate::records::TAIL_LOST,
             Self::Broker(Broker::KillEventsLeader) => "events-leader-killed",
             Self::Broker(Broker::KillStatesLeader) => "states-leader-killed",

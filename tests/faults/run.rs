@@ -12,9 +12,9 @@ use fastrand::Rng;
 use tokio::sync::Mutex;
 
 use crate::{
-    check,
+    check, consumers,
     drain::{self, Drained},
-    fleet::Fleet,
+    fleet::{ACK_WAIT, Fleet},
     fsync,
     history::History,
     lanes::{BrokerLane, Log, ServiceLane},
@@ -152,6 +152,10 @@ impl Stage {
         let mut drained = Drained::default();
         match self.heal().await {
             Ok(()) => {
+                // Before the drain: the events of a partition whose consumer is made again all come
+                // again.
+                let right = consumers::put_right(&self.js, ACK_WAIT).await;
+                right.unwrap_or_else(|wrong| self.log.wrong(wrong));
                 let ingests = self.services.fleet.addresses();
                 match drain::drain(&self.js, ingests, &self.post, &subscriber, dir).await {
                     Ok(done) => drained = done,

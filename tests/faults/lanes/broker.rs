@@ -13,7 +13,8 @@ use tokio::{sync::Mutex, time::sleep};
 
 use super::Log;
 use crate::{
-    clock,
+    clock, consumers,
+    consumers::Edit,
     plan::{Broker, Kind, Step},
     proxy::Line,
     servers::{self, CHANGES, EVENTS, STATES, Servers},
@@ -83,6 +84,8 @@ impl BrokerLane {
             Broker::FullEvents => self.full(EVENTS, lasts).await,
             Broker::FullChanges => self.full(CHANGES, lasts).await,
             Broker::FullStates => self.full(STATES, lasts).await,
+            Broker::EditConsumers => self.edit_consumers(rng).await,
+            Broker::DeleteConsumer => self.delete_consumer(rng).await,
             Broker::TailLost => self.tail_lost(servers, lasts, began_at).await,
             Broker::KillEventsLeader => {
                 let leader = self.leader(|js| servers::stream_leader(js, EVENTS)).await?;
@@ -132,6 +135,39 @@ impl BrokerLane {
             sleep(Duration::from_millis(200)).await;
         }
         Ok(stream.into())
+    }
+
+    async fn edit_consumers(&self, rng: &mut Rng) -> Result<String, String> {
+        let count = if rng.bool() { 1 } else { rng.usize(2..=16) };
+        let partitions = rng.choose_multiple(0..consumers::PARTITIONS, count);
+        let edit = Edit::draw(rng);
+        let mut edited = 0;
+        for partition in partitions {
+            edited += usize::from(self.insist(|| edit.apply(&self.js, partition)).await?);
+        }
+        Ok(format!("{edit}, {edited} of {count} consumers"))
+    }
+
+    async fn delete_consumer(&self, rng: &mut Rng) -> Result<String, String> {
+        let partition = rng.u8(..consumers::PARTITIONS);
+        let deleted = self.insist(|| consumers::delete(&self.js, partition)).await?;
+        let told = if deleted { "deleted" } else { "not there" };
+        Ok(format!("partition {partition}, {told}"))
+    }
+
+    /// Repeats a request while servers elect a leader.
+    async fn insist<T, F: Future<Output = Result<T, String>>>(
+        &self,
+        request: impl Fn() -> F,
+    ) -> Result<T, String> {
+        let started = Instant::now();
+        loop {
+            match request().await {
+                Err(error) if started.elapsed() > PATIENCE => return Err(error),
+                Err(_) => sleep(Duration::from_millis(200)).await,
+                done => return done,
+            }
+        }
     }
 
     /// Puts back an older copy of the store. What was stored after the copy is lost.
