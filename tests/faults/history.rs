@@ -80,8 +80,14 @@ impl History {
         let mut active = self.active.swap_remove(at);
         // Several changes within one second, now and then.
         let burst = if self.rng.u8(..6) == 0 { self.rng.u32(2..=4) } else { 1 };
+        // Mostly an issue is left alone in the end, and sometimes it is deleted.
+        let deleted = active.left <= burst && self.rng.u8(..3) == 0;
         for _ in 0..burst {
             self.step(&mut active);
+        }
+        if deleted {
+            self.delete(&mut active);
+            return;
         }
         active.left = active.left.saturating_sub(burst);
         if active.left > 0 {
@@ -106,7 +112,26 @@ impl History {
             }
         }
         self.tell(&mut active, "opened");
-        self.active.push(active);
+        // Some are deleted before anything else is known of them.
+        if self.rng.u8(..30) == 0 {
+            self.delete(&mut active);
+        } else {
+            self.active.push(active);
+        }
+    }
+
+    /// Deletes an issue. Its time stays that of the last change, or is even older if the issue was
+    /// changed meanwhile. Often the deletion overtakes what was told before.
+    fn delete(&mut self, active: &mut Active) {
+        if self.rng.u8(..3) > 0 {
+            for earlier in &mut self.queue {
+                earlier.held = Duration::from_millis(self.rng.u64(20..1500));
+            }
+        }
+        if self.rng.u8(..4) == 0 {
+            active.issue.second = active.issue.second.saturating_sub(self.rng.u64(1..5));
+        }
+        self.tell(active, "deleted");
     }
 
     fn step(&mut self, active: &mut Active) {

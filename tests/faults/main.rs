@@ -116,6 +116,7 @@ fn tell(order: &Order, result: &Result) {
     for (name, count) in [
         ("deliveries sent", result.tally.sent),
         ("  of them a body again", result.tally.again),
+        ("  of them deletions", result.tally.deletions),
         ("answered 200", status(200)),
         ("answered 503", status(503)),
         ("not answered", status(0)),

@@ -79,7 +79,7 @@ pub struct Change {
     pub repository: i64,
     /// Issue number.
     pub number: u64,
-    /// `unassigned`, `closed`, `reopened` or `assigned`.
+    /// `unassigned`, `closed`, `reopened`, `assigned` or `deleted`.
     pub kind: String,
     /// Logins that the change adds.
     pub added: Vec<String>,
@@ -111,7 +111,7 @@ pub struct State {
     pub key: String,
     /// Logins.
     pub assignees: Vec<String>,
-    /// `open` or `closed`.
+    /// `open`, `closed` or `deleted`.
     pub state: String,
     /// Seconds since 1970.
     pub updated_at: Option<i64>,

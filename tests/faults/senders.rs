@@ -33,6 +33,8 @@ pub struct Tally {
     pub sent: usize,
     /// Deliveries with a body that was sent before.
     pub again: usize,
+    /// Deliveries that delete an issue, without those that were sent before.
+    pub deletions: usize,
     /// Deliveries by status of the answer; 0 is no answer.
     pub by_status: BTreeMap<u16, usize>,
 }
@@ -100,6 +102,8 @@ impl Post {
         log.lines.add(&sent).expect("write sent.jsonl");
         log.tally.sent += 1;
         log.tally.again += usize::from(sent.again);
+        let deletes = sent.snapshot.action == "deleted" && !sent.again;
+        log.tally.deletions += usize::from(deletes);
         *log.tally.by_status.entry(sent.status).or_default() += 1;
         if sent.status == 200 {
             log.kept[sent.ingest].insert(sent.id);

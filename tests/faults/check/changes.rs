@@ -42,33 +42,48 @@ fn without_cause(change: &Change, events: &HashMap<&str, &Event>) -> Vec<String>
     if *id != format!("{}:{}", change.delivery, change.kind) {
         found.push(format!("change {id} has the wrong message id"));
     }
-    let told = (change.repository, change.number, &change.assignees);
-    if told != (event.snapshot.repository, event.snapshot.number, &event.snapshot.assignees) {
+    // Nobody is assigned to an issue that is gone, whatever its last snapshot says.
+    let assignees: &[String] =
+        if event.snapshot.action == "deleted" { &[] } else { &event.snapshot.assignees };
+    let told = (change.repository, change.number, change.assignees.as_slice());
+    if told != (event.snapshot.repository, event.snapshot.number, assignees) {
         found.push(format!("change {id} says something else than its event"));
     }
     found
 }
 
 /// Changes that are impossible whatever the events were: a login that is already there is added,
-/// or a login that is not there is removed.
+/// a login that is not there is removed, or something follows the end of an issue.
 fn impossible(changes: &[&Change]) -> Vec<String> {
     let mut found = Vec::new();
-    let (mut assignees, mut closed) = (BTreeSet::new(), false);
+    let (mut assignees, mut closed, mut deleted) = (BTreeSet::new(), false, false);
     for change in changes {
         let id = &change.message_id;
+        if deleted {
+            found.push(format!("change {id} follows the deletion of its issue"));
+        }
         for login in &change.added {
             if !assignees.insert(login) {
                 found.push(format!("change {id} adds {login}, who is there"));
             }
         }
         for login in &change.removed {
-            if !assignees.remove(login) {
+            // For an issue not seen before, the last snapshot says who was there.
+            let is_known = assignees.remove(login) || change.first_seen;
+            if !is_known {
                 found.push(format!("change {id} removes {login}, who is not there"));
             }
         }
         let now = match change.kind.as_str() {
             "closed" => true,
             "reopened" => false,
+            "deleted" => {
+                if !assignees.is_empty() {
+                    found.push(format!("change {id} ends an issue with {assignees:?} assigned"));
+                }
+                deleted = true;
+                continue;
+            }
             _ => continue,
         };
         if now == closed && !change.first_seen {
@@ -81,7 +96,7 @@ fn impossible(changes: &[&Change]) -> Vec<String> {
 
 fn out_of_order(changes: &[&Change], events: &HashMap<&str, &Event>) -> Vec<String> {
     let place = |change: &Change| {
-        let kinds = ["unassigned", "closed", "reopened", "assigned"];
+        let kinds = ["unassigned", "closed", "reopened", "assigned", "deleted"];
         let kind = kinds.iter().position(|kind| *kind == change.kind);
         events.get(change.delivery.as_str()).map(|event| (event.seq, kind))
     };

@@ -13,6 +13,8 @@ pub(super) struct Issue {
     closed: bool,
     second: Option<i64>,
     in_doubt: bool,
+    /// Nothing follows a deletion.
+    deleted: bool,
     /// Digests of the bodies of `second`.
     bodies: HashSet<String>,
     /// Digests of bodies without a time. Such a body is never new again.
@@ -33,6 +35,12 @@ impl Issue {
     /// Takes the next event and returns the changes that must be published for it.
     pub(super) fn next(&mut self, event: &Snapshot) -> Vec<Expected> {
         let first_seen = !self.seen_before;
+        if self.deleted {
+            return Vec::new();
+        }
+        if event.action == "deleted" {
+            return self.end(event, first_seen);
+        }
         // An unknown second counts as equal to the known one.
         let same_second = self.seen_before
             && match (self.second, event.updated_at) {
@@ -60,6 +68,25 @@ impl Issue {
             change
         };
         told.into_iter().map(flagged).collect()
+    }
+
+    /// The last event of an issue, whatever its time. Everybody is unassigned, as far as known.
+    fn end(&mut self, event: &Snapshot, first_seen: bool) -> Vec<Expected> {
+        let people = if first_seen { &event.assignees } else { &self.assignees };
+        let told = |kind, removed: &[String]| Expected {
+            kind,
+            added: Vec::new(),
+            removed: removed.to_vec(),
+            in_doubt: false,
+            first_seen,
+        };
+        let mut changes = Vec::new();
+        if !people.is_empty() {
+            changes.push(told("unassigned", people));
+        }
+        changes.push(told("deleted", &[]));
+        *self = Self { seen_before: true, deleted: true, ..Self::default() };
+        changes
     }
 
     fn differences(&self, event: &Snapshot, first_seen: bool) -> Vec<Expected> {

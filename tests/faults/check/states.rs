@@ -1,14 +1,14 @@
 //! The final state of each issue. It must equal the newest snapshot, or be in
-//! doubt between several snapshots of one second. It must equal the sum of all
-//! changes.
+//! doubt between several snapshots of one second. Of an issue that is deleted a
+//! tombstone remains. The state must equal the sum of all changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Key, key, name};
 use crate::records::{Change, Records, Snapshot, State};
 
-/// Who is assigned, and whether it is closed.
-type Content = (BTreeSet<String>, bool);
+/// Who is assigned, and whether the issue is open, closed or deleted.
+type Content = (BTreeSet<String>, String);
 
 pub(super) fn violations(records: &Records) -> Vec<String> {
     let mut snapshots: BTreeMap<Key, Vec<&Snapshot>> = BTreeMap::new();
@@ -41,6 +41,9 @@ pub(super) fn violations(records: &Records) -> Vec<String> {
 }
 
 fn wrong_end(issue: &str, snapshots: &[&Snapshot], state: &State) -> Option<String> {
+    if let Some(end) = snapshots.iter().position(|snapshot| snapshot.action == "deleted") {
+        return wrong_tombstone(issue, &snapshots[..=end], state);
+    }
     let newest = snapshots.iter().filter_map(|snapshot| snapshot.updated_at).max();
     // Snapshots of the last second, and later ones without a time, which may be of it, too.
     let first = snapshots.iter().position(|snapshot| snapshot.updated_at == newest).unwrap_or(0);
@@ -60,20 +63,31 @@ fn wrong_end(issue: &str, snapshots: &[&Snapshot], state: &State) -> Option<Stri
     })
 }
 
+/// What comes after the deletion changes nothing. Before it the newest time counts, wherever it is.
+fn wrong_tombstone(issue: &str, until_end: &[&Snapshot], state: &State) -> Option<String> {
+    let newest = until_end.iter().filter_map(|snapshot| snapshot.updated_at).max();
+    let right = state.state == "deleted"
+        && state.assignees.is_empty()
+        && !state.in_doubt
+        && state.updated_at == newest;
+    (!right).then(|| format!("{issue} is deleted, newest {newest:?}, and ends as {state:?}"))
+}
+
 fn content(assignees: &[String], state: &str) -> Content {
-    (assignees.iter().cloned().collect(), state == "closed")
+    (assignees.iter().cloned().collect(), state.to_owned())
 }
 
 fn added_up(changes: &[&Change]) -> Content {
-    let (mut assignees, mut closed) = (BTreeSet::new(), false);
+    let (mut assignees, mut state) = (BTreeSet::new(), "open");
     for change in changes {
         assignees.extend(change.added.iter().cloned());
         assignees.retain(|login| !change.removed.contains(login));
-        closed = match change.kind.as_str() {
-            "closed" => true,
-            "reopened" => false,
-            _ => closed,
+        state = match change.kind.as_str() {
+            "closed" => "closed",
+            "reopened" => "open",
+            "deleted" => "deleted",
+            _ => state,
         };
     }
-    (assignees, closed)
+    (assignees, state.to_owned())
 }

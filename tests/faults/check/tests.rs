@@ -3,7 +3,7 @@
 use super::*;
 use crate::records::{Change, Seen, Sent, State};
 
-/// Two issues' deliveries, and all that must follow from them.
+/// Four issues' deliveries, and all that must follow from them.
 fn sound() -> Records {
     let mut records = Records::default();
     for (number, action, logins, state, second) in [
@@ -18,6 +18,14 @@ fn sound() -> Records {
         (2, "reopened", "ann", "open", Some(5)),
         (1, "closed", "tom", "closed", Some(6)),
         (1, "reopened", "tom", "open", Some(7)),
+        (3, "assigned", "ann bot", "closed", Some(8)),
+        // The deletion is the end, whatever its time and whoever is in it.
+        (3, "deleted", "ann", "closed", Some(6)),
+        (3, "edited", "tom", "open", Some(9)),
+        (3, "deleted", "tom", "open", Some(10)),
+        // Nothing was known of this one.
+        (4, "deleted", "tom", "closed", Some(11)),
+        (4, "assigned", "ann tom", "open", Some(12)),
     ] {
         deliver(&mut records, number, (action, logins, state, second));
     }
@@ -30,14 +38,25 @@ fn sound() -> Records {
         (7, 2, "reopened", "", "", "doubt"),
         (8, 1, "closed", "", "", ""),
         (9, 1, "reopened", "", "", ""),
+        (10, 3, "closed", "", "", "first"),
+        (10, 3, "assigned", "ann bot", "", "first"),
+        (11, 3, "unassigned", "", "ann bot", ""),
+        (11, 3, "deleted", "", "", ""),
+        (14, 4, "unassigned", "", "tom", "first"),
+        (14, 4, "deleted", "", "", "first"),
     ] {
         tell(&mut records, (delivery, number), kind, (added, removed), flags);
     }
-    for (number, logins, second, in_doubt) in [(1, "tom", 7, false), (2, "ann", 5, true)] {
+    for (number, logins, state, second, in_doubt) in [
+        (1, "tom", "open", 7, false),
+        (2, "ann", "open", 5, true),
+        (3, "", "deleted", 8, false),
+        (4, "", "deleted", 11, false),
+    ] {
         records.states.push(State {
             key: format!("1.{number}"),
             assignees: split(logins),
-            state: "open".into(),
+            state: state.into(),
             updated_at: Some(second),
             in_doubt,
         });
@@ -102,7 +121,10 @@ fn tell(
         kind: kind.into(),
         added: split(added),
         removed: split(removed),
-        assignees: records.events[delivery].snapshot.assignees.clone(),
+        assignees: match &records.events[delivery].snapshot {
+            end if end.action == "deleted" => Vec::new(),
+            snapshot => snapshot.assignees.clone(),
+        },
         in_doubt: flags == "doubt",
         first_seen: flags == "first",
     });
@@ -203,7 +225,7 @@ fn events_of_an_issue_out_of_order() {
 #[test]
 fn a_lost_change() {
     finds("change 0 must be assigned", |r| drop(r.changes.remove(0)));
-    finds("must be reopened", |r| drop(r.changes.pop()));
+    finds("must be reopened", |r| drop(r.changes.remove(7)));
     finds("its changes add up to", |r| drop(r.changes.remove(2)));
     // The missing pair adds up to nothing.
     finds("change 3 must be closed", |r| r.changes.truncate(6));
@@ -264,13 +286,71 @@ fn a_wrong_end() {
 }
 
 #[test]
+fn a_deletion_that_is_not_told() {
+    finds("change 3 must be deleted +[] -[] of delivery d11 and is none", |r| {
+        drop(r.changes.remove(11));
+    });
+    finds("change 1 must be deleted +[] -[] first seen of delivery d14 and is none", |r| {
+        drop(r.changes.remove(13));
+    });
+    finds("issue 1#3: its changes add up to", |r| drop(r.changes.remove(11)));
+}
+
+#[test]
+fn a_change_after_a_deletion() {
+    let found = with(|r| tell(r, (12, 3), "assigned", ("tom", ""), ""));
+    for expected in [
+        "change d12:assigned follows the deletion of its issue",
+        "issue 1#3: change 4 must be none",
+    ] {
+        assert!(found.iter().any(|one| one.contains(expected)), "{expected:?}: {found:#?}");
+    }
+    finds("change d13:deleted follows the deletion", |r| tell(r, (13, 3), "deleted", ("", ""), ""));
+    finds("change d11:unassigned follows the deletion", |r| r.changes.swap(10, 11));
+    finds("change d11:unassigned comes after d11:deleted", |r| r.changes.swap(10, 11));
+}
+
+#[test]
+fn somebody_who_is_still_assigned_after_a_deletion() {
+    finds("change d11:deleted ends an issue with {\"ann\", \"bot\"} assigned", |r| {
+        drop(r.changes.remove(10));
+    });
+    // The last snapshot says nothing of this one.
+    finds("change d11:deleted ends an issue with {\"bot\"} assigned", |r| {
+        r.changes[10].removed = split("ann");
+    });
+    finds("change 0 must be unassigned +[] -[\"tom\"] first seen of delivery d14", |r| {
+        drop(r.changes.remove(12));
+    });
+    finds("change d11:deleted says something else than its event", |r| {
+        r.changes[11].assignees = split("ann");
+    });
+    finds("issue 1#3 is deleted", |r| r.states[2].assignees = split("ann"));
+}
+
+#[test]
+fn a_wrong_tombstone() {
+    finds("issue 1#3 has events and no state", |r| drop(r.states.remove(2)));
+    finds("issue 1#3 is deleted", |r| r.states[2].state = "closed".into());
+    finds("issue 1#3 is deleted", |r| r.states[2].in_doubt = true);
+    finds("issue 1#3 is deleted", |r| r.states[2].updated_at = Some(6));
+    finds("issue 1#3 is deleted", |r| r.states[2].updated_at = Some(9));
+    finds("issue 1#1 ends as", |r| r.states[0].state = "deleted".into());
+}
+
+#[test]
+fn a_deletion_in_doubt() {
+    finds("change 3 must be deleted +[] -[] of delivery d11", |r| r.changes[11].in_doubt = true);
+}
+
+#[test]
 fn a_doubt_that_is_not_told() {
     finds("issue 1#2 ends as", |r| r.states[1].in_doubt = false);
 }
 
 #[test]
 fn what_a_subscriber_missed_or_got_wrongly() {
-    finds("no subscriber got change d9:reopened", |r| drop(r.seen.pop()));
+    finds("no subscriber got change d9:reopened", |r| drop(r.seen.remove(7)));
     finds("got change d1:assigned after the later d2:assigned", |r| r.seen.swap(0, 1));
     finds("got change d1:assigned under two sequences", |r| {
         let seq = 99;
@@ -285,14 +365,14 @@ fn what_a_subscriber_missed_or_got_wrongly() {
 fn what_was_told_before_a_lost_tail_may_be_gone_or_told_again() {
     let again = with(|r| {
         r.faults.push(tail_lost(1100, 1200));
-        for n in 4..8 {
+        for n in 4..14 {
             r.seen.push(Seen { at: 1300 + n as i64, ..r.seen[n].clone() });
         }
     });
     assert_eq!(again, Vec::<String>::new());
     let gone = with(|r| {
         r.faults.push(tail_lost(1100, 1200));
-        r.seen.push(Seen { at: 1050, seq: 9, message_id: "gone".into() });
+        r.seen.push(Seen { at: 1050, seq: 15, message_id: "gone".into() });
     });
     assert_eq!(gone, Vec::<String>::new());
 }
