@@ -13,6 +13,7 @@ use async_nats::jetstream::{
     context::ConsumerInfoErrorKind,
 };
 use fastrand::Rng;
+use futures::future::join_all;
 
 use crate::servers::EVENTS;
 
@@ -98,6 +99,19 @@ pub async fn delete(js: &jetstream::Context, partition: u8) -> Result<bool, Stri
     }
     let deleted = stream.delete_consumer(&name(partition)).await;
     deleted.map(|_| true).map_err(|error| format!("delete consumer {partition}: {error}"))
+}
+
+/// How many messages are in hand, and how many of them were delivered before. None if the broker
+/// does not say so of all partitions.
+pub async fn in_hand(js: &jetstream::Context) -> Option<(usize, usize)> {
+    let stream = js.get_stream(EVENTS).await.ok()?;
+    let infos = (0..PARTITIONS).map(|partition| stream.consumer_info(name(partition)));
+    let mut sum = (0, 0);
+    for info in join_all(infos).await {
+        let info = info.ok()?;
+        sum = (sum.0 + info.num_ack_pending, sum.1 + info.num_redelivered);
+    }
+    Some(sum)
 }
 
 /// Waits until all consumers are as workers need them. Err with those that are not.

@@ -85,6 +85,11 @@ impl Fleet {
         self.ingests[n].as_ref().expect("it runs").pid()
     }
 
+    /// Process id of a worker.
+    pub fn worker_pid(&self, n: usize) -> u32 {
+        self.workers[n].pid()
+    }
+
     fn start(&self, service: &str, own: &[(&str, &str)]) -> Process {
         let clock = self.clock.as_ref().map_or_else(Vec::new, FakeClock::environment);
         let mut environment = vec![

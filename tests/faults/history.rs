@@ -81,7 +81,7 @@ impl History {
         // Several changes within one second, now and then.
         let burst = if self.rng.u8(..6) == 0 { self.rng.u32(2..=4) } else { 1 };
         // Mostly an issue is left alone in the end, and sometimes it is deleted.
-        let deleted = active.left <= burst && self.rng.u8(..3) == 0;
+        let deleted = active.left <= burst && self.rng.u8(..5) == 0;
         for _ in 0..burst {
             self.step(&mut active);
         }

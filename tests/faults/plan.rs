@@ -17,6 +17,10 @@ pub enum Service {
     KillWorker,
     /// SIGSTOP of a worker, past `ack_wait`.
     StopWorker,
+    /// SIGSTOP of two workers at once, past `ack_wait`. One sleeps longer than the other.
+    StopTwoWorkers,
+    /// SIGSTOP of a worker with messages in hand, until others have them in hand.
+    StopWorkerInHand,
     /// SIGKILL of all workers while the broker answers nothing, so that each
     /// dies between change, state and ack.
     KillWorkersInTheMiddle,
@@ -186,6 +190,9 @@ fn service_kinds(means: Means) -> Vec<Service> {
         KillWorker,
         KillWorker,
         StopWorker,
+        StopTwoWorkers,
+        StopWorkerInHand,
+        StopWorkerInHand,
         KillWorkersInTheMiddle,
         Rescale,
         TornJournal,
@@ -238,7 +245,9 @@ fn service_lasts(rng: &mut Rng, kind: Service) -> Duration {
         Rescale | EndIngest => Duration::ZERO,
         KillIngest | KillWorker | KillWorkersInTheMiddle | TornJournal => millis(rng, 0, 1200),
         StopIngest => millis(rng, 500, 7000),
-        StopWorker => millis(rng, 2500, 7000),
+        StopWorker | StopTwoWorkers => millis(rng, 2500, 7000),
+        // It is over as soon as others have the messages, which takes `ack_wait`.
+        StopWorkerInHand => millis(rng, 3500, 6000),
         FullDisk | SlowFsync | FailingFsync | ClockJump => millis(rng, 800, 4000),
     }
 }
@@ -269,6 +278,8 @@ impl Kind {
             Self::Service(Service::EndIngest) => "ingest-ended",
             Self::Service(Service::KillWorker) => "worker-killed",
             Self::Service(Service::StopWorker) => "worker-stopped",
+            Self::Service(Service::StopTwoWorkers) => "two-workers-stopped",
+            Self::Service(Service::StopWorkerInHand) => "worker-stopped-in-hand",
             Self::Service(Service::KillWorkersInTheMiddle) => "workers-killed-in-the-middle",
             Self::Service(Service::Rescale) => "rescaled",
             Self::Service(Service::FullDisk) => "disk-full",

@@ -85,6 +85,7 @@ pub async fn run(order: &Order, keep: bool) -> Result {
         fleet,
         post: Arc::clone(&post),
         servers: Arc::clone(&servers),
+        js: js.clone(),
         log: log.clone(),
     };
     let stage = Stage {

@@ -2,19 +2,21 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use async_nats::jetstream;
 use fastrand::Rng;
 use tests::process::signal;
 use tokio::{sync::Mutex, task::JoinSet, time::sleep};
 
 use super::Log;
 use crate::{
-    clock,
-    fleet::Fleet,
+    clock, consumers,
+    fleet::{ACK_WAIT, Fleet},
     fsync::{self, Spoiled, Spoiler},
     plan::{Kind, Service, Step, WORKERS},
+    proxy::Line,
     senders::Post,
     servers::Servers,
     torn,
@@ -35,6 +37,8 @@ pub struct ServiceLane {
     pub post: Arc<Post>,
     /// The broker, which this lane may stop for a moment.
     pub servers: Arc<Mutex<Servers>>,
+    /// A connection that does not use the proxies.
+    pub js: jetstream::Context,
     /// Log of the faults.
     pub log: Log,
 }
@@ -76,6 +80,8 @@ impl ServiceLane {
             }
             Service::KillWorker => return self.kill_worker(rng, lasts).await,
             Service::StopWorker => return Ok(self.stop_worker(rng, lasts).await),
+            Service::StopTwoWorkers => return Ok(self.stop_two_workers(rng, lasts).await),
+            Service::StopWorkerInHand => return Ok(self.stop_worker_in_hand(rng, lasts).await),
             Service::KillWorkersInTheMiddle => return self.kill_in_the_middle(rng, lasts).await,
             Service::Rescale => return self.rescale(rng).await,
             Service::FullDisk => self.full_disk(n, lasts).await,
@@ -115,6 +121,48 @@ impl ServiceLane {
         sleep(lasts).await;
         self.fleet.signal_worker(n, "CONT");
         format!("worker {n}")
+    }
+
+    async fn stop_two_workers(&mut self, rng: &mut Rng, lasts: Duration) -> String {
+        let chosen = rng.choose_multiple(0..self.fleet.workers(), 2);
+        let slept: Vec<u32> = chosen.iter().map(|n| self.fleet.worker_pid(*n)).collect();
+        slept.iter().for_each(|pid| signal(*pid, "STOP"));
+        sleep(lasts).await;
+        for pid in slept {
+            signal(pid, "CONT");
+            // Sometimes both resume at once, mostly one by one.
+            sleep(Duration::from_millis([0, 300, 1500, 3000][rng.usize(..4)])).await;
+        }
+        format!("workers {chosen:?}")
+    }
+
+    /// The line to the broker is slow meanwhile. So a worker has many messages in hand when it is
+    /// stopped, in any step of their handling, and others still have them in hand when it resumes.
+    async fn stop_worker_in_hand(&mut self, rng: &mut Rng, lasts: Duration) -> String {
+        let n = rng.usize(..self.fleet.workers());
+        let servers = Arc::clone(&self.servers);
+        let servers = servers.lock().await;
+        let slow = Duration::from_millis(rng.u64(100..400));
+        servers.set_lines(false, true, Line::Delayed(slow));
+        sleep(Duration::from_millis(rng.u64(500..1500))).await;
+        self.fleet.signal_worker(n, "STOP");
+        let stopped = Instant::now();
+        sleep(ACK_WAIT).await;
+        let mut again = 0;
+        while stopped.elapsed() < lasts && again == 0 {
+            sleep(Duration::from_millis(50)).await;
+            again = consumers::in_hand(&self.js).await.unwrap_or_default().1;
+        }
+        // In any step of what the others do.
+        sleep(Duration::from_millis(rng.u64(0..800))).await;
+        let (in_hand, again) = consumers::in_hand(&self.js).await.unwrap_or_default();
+        self.fleet.signal_worker(n, "CONT");
+        let slept = stopped.elapsed().as_secs_f64();
+        sleep(Duration::from_millis(rng.u64(0..1500))).await;
+        servers.set_lines(true, true, Line::Good);
+        format!(
+            "worker {n}, slept {slept:.1} s, {in_hand} messages in hand then, {again} of them again"
+        )
     }
 
     async fn kill_in_the_middle(
