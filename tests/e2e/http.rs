@@ -919,6 +919,7 @@ async fn health_and_metrics_tell_how_it_is() {
         "version": env!("CARGO_PKG_VERSION"),
         "live": true,
         "ready": true,
+        "unfit": [],
         "broker": "disconnected",
         "journal": {
             "writable": true,

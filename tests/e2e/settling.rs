@@ -150,6 +150,65 @@ async fn a_broker_that_fails_uses_up_no_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_started_again_and_again_uses_up_no_attempts() {
+    let mut system = System::start_with(&[], &["--max-attempts", "2"]).await;
+    system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(1).await;
+    leave_room(&system, Some(0)).await;
+    system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
+    for restarts in 1..=4 {
+        tried_again(&system, f64::from(restarts)).await;
+        system.nats.restart().await;
+        let again = system.worker.total("coordinator_retries_total", "").await;
+        tried_again(&system, again + 1.0).await;
+    }
+    leave_room(&system, None).await;
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot", "unassigned -bot"]);
+    assert_eq!(bus::count(&system.js, names::DEAD_LETTERS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_cannot_be_read_parks_its_event_and_stops_nothing() {
+    let system = System::start().await;
+    wait::until("the bucket", || async { system.js.get_key_value(names::ISSUE_STATE).await.ok() })
+        .await
+        .put("1.1", r#"{"assignees":"s3cr3t"}"#.into())
+        .await
+        .expect("an entry");
+    system.send_accepted(&Issue::new(1, 1).at(1).delivery("opened")).await;
+    let letters = dead_letters(&system, 1).await;
+    let error = letters[0].header(dead_letter::ERROR);
+    assert!(error.starts_with("the issue state cannot be read (line 1"), "{error}");
+    assert!(!error.contains("s3cr3t"), "{error}");
+    system.send_accepted(&Issue::new(1, 2).assigned(&["bot"]).at(1).delivery("assigned")).await;
+    system.settled(2).await;
+    assert_eq!(summaries(&system).await, ["assigned +bot"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_on_the_subject_of_another_is_parked() {
+    let system = System::start().await;
+    let event = contract::event::example();
+    publish(&system, 5, &serde_json::to_string(&event).expect("JSON")).await;
+    let letters = dead_letters(&system, 1).await;
+    let error = letters[0].header(dead_letter::ERROR);
+    assert_eq!(error, "its subject is not the one of its event");
+    assert_eq!(bus::count(&system.js, names::CHANGES).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_whose_stream_is_gone_are_parked_in_a_new_one() {
+    let system = System::start().await;
+    system.send_accepted(&Issue::new(1, 1).delivery("opened")).await;
+    system.settled(1).await;
+    system.js.delete_stream(names::DEAD_LETTERS).await.expect("delete the stream");
+    publish(&system, 1, "no event").await;
+    dead_letters(&system, 1).await;
+    system.settled(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_is_parked_and_judged_against_the_truth_when_redriven() {
     let system = System::start().await;
     system.send_accepted(&Issue::new(1, 1).assigned(&["bot"]).at(1).delivery("assigned")).await;

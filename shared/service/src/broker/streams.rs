@@ -172,7 +172,7 @@ impl Streams<'_> {
             .js
             .create_key_value(kv::Config {
                 bucket: ISSUE_STATE.into(),
-                description: "What the handlers have been told of each issue".into(),
+                description: "What was decided of each issue".into(),
                 history: 1,
                 storage: StorageType::File,
                 num_replicas: self.settings.stream_replicas,
