@@ -20,7 +20,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             assert_eq!(without_changes(back), without_changes(event.clone()));
         }
         for kind in ChangeKind::ALL {
-            change(&Change::from_event(*kind, &event));
+            change(&Change::from_event(kind, &event));
         }
     }
     if let Ok(read) = read_change(data) {

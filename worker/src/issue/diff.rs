@@ -137,7 +137,7 @@ fn differences(before: &IssueState, event: &IssueEvent) -> Vec<Decided> {
 /// The changes that end an issue's work. Of an issue that was never seen, the snapshot says who was
 /// assigned.
 fn end(known: Option<&IssueState>, event: &IssueEvent) -> Vec<Decided> {
-    let removed = known.map_or_else(|| people(event), |state| state.assignees.clone());
+    let removed = known.map_or_else(|| people(event), |state| missing(&state.assignees, &[]));
     let unassigned = Decided { removed, ..Decided::new(ChangeKind::Unassigned) };
     let unassigned = (!unassigned.removed.is_empty()).then_some(unassigned);
     unassigned.into_iter().chain([Decided::new(ChangeKind::Deleted)]).collect()

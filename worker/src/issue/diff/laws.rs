@@ -117,6 +117,7 @@ pub(crate) fn step(
 ) -> Option<(Vec<Decided>, IssueState)> {
     let verdict = judge(known, event);
     assert_eq!(verdict, judge(known, event), "the same question has the same answer");
+    let known = known.filter(|state| !state.is_unseen());
     let digest = &event.delivery.body_sha256;
     let (changes, next) = match verdict {
         Judgement::Stale => {
