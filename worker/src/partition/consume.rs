@@ -182,8 +182,8 @@ async fn in_hand(
 ) -> Result<(), Unfinished> {
     let number = partition.number;
     let work = async {
-        let taken = (message, begun);
-        let processed = process::process(context, session, store, partition, taken, stop).await?;
+        let (place, taken) = ((number, &mut partition.memory), (message, begun));
+        let processed = process::process(context, session, store, place, taken, stop).await?;
         settle::settle(context, session, number, message, &processed, stop).await
     };
     tokio::pin!(work);

@@ -289,12 +289,12 @@ async fn publish_decision<P: Ports>(
 ) -> Result<Published, Failure> {
     let own = decider(entry) == Some(&event.delivery.id);
     let Entry { state: Some(state), revision, .. } = entry else { return Ok(Published::Fenced) };
-    let Some(decision) = state.decision.clone() else { return Ok(Published::Fenced) };
+    let Some(decision) = state.decision.take() else { return Ok(Published::Fenced) };
     let mut summaries = Vec::with_capacity(decision.changes.len());
     for (published, decided) in decision.changes.iter().enumerate() {
         // The event in hand has its texts whole.
         let change = decided.change(if own { event } else { &decision.event });
-        match publish_change(ports, state, revision, &change).await? {
+        match publish_change(ports, (state, revision), &decision, &change).await? {
             Progress::Published => summaries.push(change.summary()),
             Progress::Fenced => return Ok(Published::Fenced),
             Progress::Refused(cause) => {
@@ -314,11 +314,11 @@ enum Progress {
     Refused(Cause),
 }
 
-/// Publishes one change of the decision in `state`, which has `revision` in the bucket.
+/// Publishes one change of `decision`, which led to `state`. That has `revision` in the bucket.
 async fn publish_change<P: Ports>(
     ports: &mut P,
-    state: &mut IssueState,
-    revision: &mut u64,
+    (state, revision): (&mut IssueState, &mut u64),
+    decision: &Decision,
     change: &Change,
 ) -> Result<Progress, Failure> {
     for _ in 0..ROUNDS {
@@ -346,7 +346,10 @@ async fn publish_change<P: Ports>(
         // Either others went on, or the known sequence is out of date: the stream lost or removed
         // messages, or the state is of the first form.
         let newest = ports.read().await?;
-        let Some(found) = newest.state.filter(|found| is_same_decision(found, state)) else {
+        let is_current = |found: &IssueState| {
+            found.decision.as_ref().is_some_and(|found| is_same(found, decision))
+        };
+        let Some(found) = newest.state.filter(is_current) else {
             return Ok(Progress::Fenced);
         };
         let mut corrected = IssueState { last_changes: state.last_changes.clone(), ..found };
@@ -358,13 +361,6 @@ async fn publish_change<P: Ports>(
         }
     }
     Err(Failure::Away("others keep publishing this issue's changes".into()))
-}
-
-fn is_same_decision(one: &IssueState, other: &IssueState) -> bool {
-    match (&one.decision, &other.decision) {
-        (Some(one), Some(other)) => is_same(one, other),
-        _ => false,
-    }
 }
 
 /// A delivery that was parked and redriven is decided a second time, and then may change something

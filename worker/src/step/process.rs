@@ -26,8 +26,11 @@ use super::{
 };
 use crate::{
     context::Context,
-    issue::state::{self, MessageId},
-    partition::{attempts, consume::Partition},
+    issue::{
+        memory::Memory,
+        state::{self, MessageId},
+    },
+    partition::attempts,
 };
 
 /// Waits between attempts while the broker fails. The message stays in hand meanwhile.
@@ -85,7 +88,7 @@ pub(crate) async fn process(
     context: &Context,
     session: &Session,
     store: &kv::Store,
-    partition: &mut Partition,
+    (partition, memory): (u8, &mut Memory),
     (message, begun): (&Message, &mut Option<u64>),
     stop: &CancellationToken,
 ) -> Result<Processed, Unfinished> {
@@ -94,7 +97,7 @@ pub(crate) async fn process(
         error!(error, "a message without its sequence");
         Unfinished
     })?;
-    partition.memory.received(info.consumer_sequence, context.bucket_made_at());
+    memory.received(info.consumer_sequence, context.bucket_made_at());
     let mut in_hand = InHand {
         message,
         id: message_id(message, info.stream_sequence),
@@ -107,10 +110,10 @@ pub(crate) async fn process(
     let mut anew = None;
     loop {
         let store = anew.as_ref().unwrap_or(store);
-        let cause = match in_hand.attempt(context, session, store, partition).await {
+        let cause = match in_hand.attempt(context, session, store, (partition, memory)).await {
             Ok(end) => {
                 if matches!(end.outcome, Outcome::Done) {
-                    partition.memory.handled();
+                    memory.handled();
                 }
                 let attempt = in_hand.number.unwrap_or(in_hand.delivered);
                 return Ok(Processed { end, event: in_hand.event, attempt, started });
@@ -118,7 +121,7 @@ pub(crate) async fn process(
             Err(cause) => cause,
         };
         // The broker may have been replaced, with other entries under the same revisions.
-        partition.memory.clear();
+        memory.clear();
         session.suspect();
         context.instruments.retried();
         let error = context.broker.explain(started, Causes(cause.as_ref()).to_string());
@@ -133,7 +136,7 @@ pub(crate) async fn process(
             () = stop.cancelled() => return Err(Unfinished),
         }
         // What is missing on the broker may be made anew. If not, the next attempt fails again.
-        anew = context.prepare(session, partition.number).await.ok().or(anew);
+        anew = context.prepare(session, partition).await.ok().or(anew);
     }
 }
 
@@ -157,10 +160,10 @@ impl InHand<'_> {
         context: &Context,
         session: &Session,
         store: &kv::Store,
-        partition: &mut Partition,
+        (partition, memory): (u8, &mut Memory),
     ) -> Result<End, Cause> {
         // An attempt counts before anything is done with the message that could crash the worker.
-        let number = self.begin(store, partition.number).await?;
+        let number = self.begin(store, partition).await?;
         if self.event.is_none() {
             match decode(self.message) {
                 Ok(event) => self.event = Some(event),
@@ -171,7 +174,7 @@ impl InHand<'_> {
         let key = state::key(event.repository.id, event.issue.number);
         let mut ports = BrokerPorts { context, session, store, key: &key };
         let effort = Effort::of(number, context.max_attempts);
-        match attempt(&mut ports, &mut partition.memory, event, &self.id, effort).await {
+        match attempt(&mut ports, memory, event, &self.id, effort).await {
             Ok(end) => Ok(end),
             Err(Failure::Unreadable(cause)) => Ok(End::failed(cause)),
             Err(Failure::Away(cause)) => Err(cause),
