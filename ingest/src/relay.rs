@@ -41,6 +41,8 @@ const READ_BYTES: usize = 2 * 1024 * 1024;
 const WINDOW_ENTRIES: usize = 1024;
 /// Bytes of text in memory above which no more entries are read.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// How long a stop waits for a broker that is not reached yet.
+const AT_STOP: Duration = Duration::from_secs(1);
 /// Pauses before a failed read or write of the journal is retried.
 const JOURNAL_PAUSE: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 
@@ -96,7 +98,7 @@ impl Relay {
             let session = tokio::select! {
                 biased;
                 session = self.broker.connected() => session,
-                () = stop.cancelled() => return Ok(()),
+                () = stopped(stop) => return Ok(()),
             };
             if session.number() == last_session {
                 info!("the stream of events is another one: offering again what the journal holds");
@@ -107,7 +109,7 @@ impl Relay {
             let offering = tokio::select! {
                 offering = self.publisher.prepare(&session) => offering,
                 () = session.ended() => continue,
-                () = stop.cancelled() => return Ok(()),
+                () = stopped(stop) => return Ok(()),
             };
             let ended;
             (reader, ended) = self.offer_all(reader, &offering, stop).await?;
@@ -210,6 +212,12 @@ enum Ended {
     Offering,
     /// `stop` is cancelled, and all entries are published.
     NothingLeft,
+}
+
+/// Waits for `stop`, and a moment longer: a stop soon after the start finds the broker not reached yet.
+async fn stopped(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(AT_STOP).await;
 }
 
 /// The next entries. Entries that are not in memory are read on a thread that may block.
