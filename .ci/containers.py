@@ -26,6 +26,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+import zlib
 
 SECRET = b"s3cr3t"  # of the recordings' hooks
 SENDERS = 4
@@ -93,7 +94,7 @@ def payload(repository, number, step):
             "title": "Login page returns 500",
             "body": "Steps: open `/login`. " * 200,
             "labels": [],
-            "assignees": [user(n, login) for n, login in enumerate(assignees, 10)] or None,
+            "assignees": [user(zlib.crc32(login.encode()), login) for login in assignees] or None,
             "state": state,
             "created_at": "2026-10-01T00:00:00Z",
             "updated_at": stamp,
