@@ -235,6 +235,8 @@ impl Issue<'_> {
                 .enumerate()
                 .map(|(n, user)| user.into_assignee(&format!("issue.assignees[{n}].login")))
                 .collect::<Result<_, PayloadError>>()?,
+            // A zero value is nobody.
+            (None, Some(user)) if user.id.unwrap_or_default() == 0 => Vec::new(),
             (None, Some(user)) => vec![user.into_assignee("issue.assignee.login")?],
             (None, None) => Vec::new(),
         };

@@ -91,6 +91,14 @@ struct Known {
     anew: CancellationToken,
 }
 
+/// The stream of events as a look-up finds it.
+struct Found {
+    stream: Stream,
+    created: i128,
+    /// It ends before a sequence that it has confirmed.
+    lost_its_tail: bool,
+}
+
 /// What is the same for all entries while they are offered.
 #[derive(Clone, Debug)]
 pub(super) struct Offering {
@@ -187,9 +195,11 @@ impl Publisher {
     /// Compares the stream on the broker with what is needed. It is created if it is missing, and
     /// all entries are offered again if it is another one.
     pub(crate) async fn check(&self, session: &Session) -> Result<(), StreamsError> {
-        let mut known = self.stream.lock().await;
-        known.stream = None;
-        self.look_up(&mut known, session).await.map(drop)
+        // Without the lock, which every publish needs: a broker that does not answer this may still
+        // take events.
+        let found = self.find(session).await?;
+        self.note(&mut *self.stream.lock().await, found);
+        Ok(())
     }
 
     /// Returns once the entry needs no further attempt, or once the session has ended.
@@ -335,20 +345,34 @@ impl Publisher {
         if let Some(stream) = known.stream.filter(|stream| stream.session == session.number()) {
             return Ok(stream);
         }
+        let found = self.find(session).await?;
+        Ok(self.note(known, found))
+    }
+
+    async fn find(&self, session: &Session) -> Result<Found, StreamsError> {
+        let confirmed = self.highest.load(Ordering::Relaxed);
         let (js, settings, findings) = (&session.jetstream, &self.streams, &self.findings);
         let found = Streams { js, settings, findings }.events().await?;
         let info = found.cached_info();
-        let created = info.created.unix_timestamp_nanos();
-        if known.created.replace(created).is_some_and(|before| before != created) {
-            known.anew.cancel();
-        }
         let config = &info.config;
         let stream = Stream {
             session: session.number(),
             dedup_window: config.duplicate_window,
             max_message: usize::try_from(config.max_message_size).ok().filter(|n| *n > 0),
         };
-        Ok(*known.stream.insert(stream))
+        Ok(Found {
+            stream,
+            created: info.created.unix_timestamp_nanos(),
+            lost_its_tail: info.state.last_sequence < confirmed,
+        })
+    }
+
+    fn note(&self, known: &mut Known, found: Found) -> Stream {
+        let is_another = known.created.replace(found.created).is_some_and(|c| c != found.created);
+        if is_another || found.lost_its_tail {
+            known.anew.cancel();
+        }
+        *known.stream.insert(found.stream)
     }
 
     fn confirmed(&self, offer: &Offer, ack: &PublishAck, sent_at: Timestamp) {

@@ -37,9 +37,9 @@ use crate::{
     },
 };
 
-/// Pause before a partition starts over. Without it, a server that elects a leader is flooded with
-/// requests.
-const PAUSE: Backoff = Backoff::new(Duration::from_millis(600), Duration::from_millis(600));
+/// Pauses before a partition starts over. Without them, a server that elects a leader is flooded with
+/// requests. They grow while nothing can be prepared.
+const PAUSE: Backoff = Backoff::new(Duration::from_millis(600), Duration::from_secs(5));
 
 /// Consumes all partitions until `stop`. Dropping the future ends them all.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -75,6 +75,9 @@ async fn partition_until(context: Arc<Context>, partition: u8, stop: Cancellatio
             () = stop.cancelled() => return,
         };
         let Err(error) = consumed else { continue };
+        if !matches!(error, ConsumeError::Prepare(_)) {
+            pause.reset();
+        }
         let error = context.broker.explain(started, Causes(&error).to_string());
         if let Some(line) = context.failures.line(&error) {
             let (number, left_out) = (partition.number, line.left_out);

@@ -386,6 +386,11 @@ pub async fn partition_consumer(
             Ok(PartitionConsumer { prioritized: false, refused: true })
         }
         Err(error) => Err(match &found {
+            // What cannot be put right may still keep every promise.
+            Some(found) if keeps_order(found, &needed(false)) => {
+                let prioritized = is_prioritized(found);
+                return Ok(PartitionConsumer { prioritized, refused: !prioritized });
+            }
             Some(found) => {
                 let differences = differences(found, &needed(false));
                 StreamsError::ConsumerUnfit(name.clone(), differences, error)
@@ -393,6 +398,20 @@ pub async fn partition_consumer(
             None => StreamsError::Consumer(name.clone(), error),
         }),
     }
+}
+
+/// Whether a consumer keeps the order per issue, gives no message up, and can be pulled from.
+fn keeps_order(found: &consumer::Config, needed: &consumer::Config) -> bool {
+    found.ack_policy == needed.ack_policy
+        && found.ack_wait == needed.ack_wait
+        && found.max_deliver == needed.max_deliver
+        && found.max_ack_pending == needed.max_ack_pending
+        && found.filter_subject == needed.filter_subject
+        && found.filter_subjects.is_empty()
+        && found.deliver_subject.is_none()
+        && found.backoff.is_empty()
+        && !found.headers_only
+        && (found.priority_policy == PriorityPolicy::None || is_prioritized(found))
 }
 
 /// What of a consumer is not as needed, and how it is needed.
