@@ -43,7 +43,7 @@ pub(crate) struct Context {
     /// How long the broker remembers message ids.
     pub(crate) dedup_window: Duration,
     pub(crate) instruments: Instruments,
-    /// Limits the lines about partitions that cannot be consumed.
+    /// Limits the lines about failures of the broker.
     pub(crate) failures: LogLimit,
     streams: StreamsSettings,
     /// Result of the last look-up, with its session number and its time.

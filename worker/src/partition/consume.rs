@@ -133,14 +133,13 @@ async fn consume(
     let mut pull = Pull::start(session, partition.number, affinity, stop.clone()).await?;
     let _consuming = context.consuming();
     while let Some(message) = pull.next().await? {
-        let sequence = message.info().map_or(0, |info| info.stream_sequence);
-        let id = process::message_id(&message, sequence);
         let mut begun = None;
         let span = process::span(&message);
         let in_hand = in_hand(context, session, &store, partition, (&message, &mut begun), stop);
         if let Err(Unfinished) = in_hand.instrument(span).await {
-            let held = Instant::now();
-            let reply = message.reply.clone();
+            let sequence = message.info().map_or(0, |info| info.stream_sequence);
+            let id = process::message_id(&message, sequence);
+            let (reply, held) = (message.reply.clone(), Instant::now());
             partition.unsettled = reply.map(|reply| Unsettled { message: id, begun, held, reply });
             if !stop.is_cancelled() {
                 return Err(ConsumeError::Unfinished);

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::outcome::{Cause, Outcome, Verdict};
 use crate::issue::{
     memory::{Entry, Memory},
-    state::{self, Decision, IssueState, MessageId},
+    state::{Decision, IssueState, MessageId},
     step::{Step, step},
 };
 
@@ -140,16 +140,16 @@ impl End {
     }
 }
 
-/// Attempts `event`, which came as `message`.
+/// Attempts `event`, which came as `message`. `key` is the one of its issue.
 pub(crate) async fn attempt<P: Ports + Send>(
     ports: &mut P,
     memory: &mut Memory,
+    key: &str,
     event: &IssueEvent,
     message: &MessageId,
     effort: Effort,
 ) -> Result<End, Failure> {
-    let key = state::key(event.repository.id, event.issue.number);
-    let (mut entry, mut current) = match memory.take(&key) {
+    let (mut entry, mut current) = match memory.take(key) {
         Some(remembered) => remembered,
         None => (ports.read().await?, true),
     };
@@ -159,41 +159,39 @@ pub(crate) async fn attempt<P: Ports + Send>(
         if entry.is_old && !own {
             forget_decision(&mut entry);
         }
+        // None if others were first: the entry is read again.
         let end = match step(entry.state.as_ref(), event, message) {
             Step::Publish if effort == Effort::TakeBack => {
                 give_up_decision(ports, &entry).await?;
-                (entry, current) = (ports.read().await?, true);
-                continue;
+                None
             }
-            Step::Publish => match publish_decision(ports, &mut entry, event).await? {
-                Published::All { changes, in_doubt } if own => {
-                    End { changes, in_doubt, ..End::done(Verdict::Changed) }
+            Step::Publish => {
+                match publish_decision(ports, &mut entry, own.then_some(event)).await? {
+                    Published::All { changes, in_doubt } if own => {
+                        Some(End { changes, in_doubt, ..End::done(Verdict::Changed) })
+                    }
+                    Published::All { changes, .. } => {
+                        debug!(decider, changes, "the last decision is published");
+                        continue;
+                    }
+                    Published::Refused { cause, changes } if own => {
+                        return Ok(End { changes, ..End::failed(cause) });
+                    }
+                    Published::Refused { cause, .. } => {
+                        let error = Causes(cause.as_ref()).to_string();
+                        warn!(
+                            decider,
+                            error, "a decision that the broker never takes is taken back"
+                        );
+                        None
+                    }
+                    Published::Fenced => None,
                 }
-                Published::Refused { cause, changes } if own => {
-                    return Ok(End { changes, ..End::failed(cause) });
-                }
-                Published::All { changes, .. } => {
-                    debug!(decider, changes, "the last decision is published");
-                    continue;
-                }
-                Published::Refused { cause, .. } => {
-                    let error = Causes(cause.as_ref()).to_string();
-                    warn!(decider, error, "a decision that the broker never takes is taken back");
-                    (entry, current) = (ports.read().await?, true);
-                    continue;
-                }
-                Published::Fenced => {
-                    (entry, current) = (ports.read().await?, true);
-                    continue;
-                }
-            },
-            Step::Stale | Step::NothingNew if !current => {
-                (entry, current) = (ports.read().await?, true);
-                continue;
             }
-            Step::Stale => End::done(Verdict::Stale),
-            Step::NothingNew => End::done(Verdict::NothingNew),
-            Step::Parked => End::too_many_attempts(),
+            Step::Stale | Step::NothingNew if !current => None,
+            Step::Stale => Some(End::done(Verdict::Stale)),
+            Step::NothingNew => Some(End::done(Verdict::NothingNew)),
+            Step::Parked => Some(End::too_many_attempts()),
             // The entry is written all the same, so that a suspended worker's decision conflicts.
             Step::Decide(_) if effort != Effort::All => {
                 let mut state = entry.state.take().unwrap_or_default();
@@ -201,12 +199,9 @@ pub(crate) async fn attempt<P: Ports + Send>(
                 match ports.write(&state, entry.revision).await? {
                     Written::At(revision) => {
                         entry = Entry { state: Some(state), revision, is_old: false };
-                        End::too_many_attempts()
+                        Some(End::too_many_attempts())
                     }
-                    Written::Conflict => {
-                        (entry, current) = (ports.read().await?, true);
-                        continue;
-                    }
+                    Written::Conflict => None,
                     Written::Refused(cause) => return Ok(End::failed(cause)),
                 }
             }
@@ -218,16 +213,17 @@ pub(crate) async fn attempt<P: Ports + Send>(
                     if decided {
                         continue;
                     }
-                    End { in_doubt, ..End::done(Verdict::Unchanged) }
+                    Some(End { in_doubt, ..End::done(Verdict::Unchanged) })
                 }
-                Written::Conflict => {
-                    (entry, current) = (ports.read().await?, true);
-                    continue;
-                }
+                Written::Conflict => None,
                 Written::Refused(cause) => return Ok(End::failed(cause)),
             },
         };
-        memory.remember(&key, entry);
+        let Some(end) = end else {
+            (entry, current) = (ports.read().await?, true);
+            continue;
+        };
+        memory.remember(key, entry);
         return Ok(end);
     }
     Err(Failure::Away("others keep writing this issue's state".into()))
@@ -281,19 +277,19 @@ enum Published {
     },
 }
 
-/// Publishes the decision of `entry`, and removes it from there.
+/// Publishes the decision of `entry`, and removes it from there. `own` is the event of the decision,
+/// if it is in hand.
 async fn publish_decision<P: Ports>(
     ports: &mut P,
     entry: &mut Entry,
-    event: &IssueEvent,
+    own: Option<&IssueEvent>,
 ) -> Result<Published, Failure> {
-    let own = decider(entry) == Some(&event.delivery.id);
     let Entry { state: Some(state), revision, .. } = entry else { return Ok(Published::Fenced) };
     let Some(decision) = state.decision.take() else { return Ok(Published::Fenced) };
     let mut summaries = Vec::with_capacity(decision.changes.len());
     for (published, decided) in decision.changes.iter().enumerate() {
         // The event in hand has its texts whole.
-        let change = decided.change(if own { event } else { &decision.event });
+        let change = decided.change(own.unwrap_or(&decision.event));
         match publish_change(ports, (state, revision), &decision, &change).await? {
             Progress::Published => summaries.push(change.summary()),
             Progress::Fenced => return Ok(Published::Fenced),

@@ -27,6 +27,9 @@ use crate::issue::{
     state::{IssueState, Lifecycle, MessageId},
 };
 
+/// Key of the one issue.
+const KEY: &str = "1.1";
+
 const POSSIBLE: &str = "each change is possible after those before it";
 const ONCE: &str = "no change comes twice";
 const SETTLED: &str = "in the end all is settled";
@@ -170,7 +173,8 @@ impl Work {
         let ended = {
             let message = MessageId { sequence: self.sequence as u64, id: String::new() };
             let event = &events[self.event];
-            let attempt = pin!(attempt(&mut script, &mut memory, event, &message, self.effort));
+            let attempt =
+                pin!(attempt(&mut script, &mut memory, KEY, event, &message, self.effort));
             attempt.poll(&mut Context::from_waker(Waker::noop()))
         };
         match ended {

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Waits between attempts while the broker fails. The message stays in hand meanwhile.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+pub(super) const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// Result of processing a message.
 #[derive(Debug)]
@@ -130,13 +130,22 @@ pub(crate) async fn process(
             let left_out = line.and_then(|line| line.left_out);
             warn!(error, left_out, "the broker fails, trying on with the delivery in hand");
         }
-        tokio::select! {
-            () = pause.wait() => {}
-            () = session.ended() => return Err(Unfinished),
-            () = stop.cancelled() => return Err(Unfinished),
-        }
+        wait(&mut pause, session, stop).await?;
         // What is missing on the broker may be made anew. If not, the next attempt fails again.
         anew = context.prepare(session, partition).await.ok().or(anew);
+    }
+}
+
+/// Waits with a message in hand, for as long as the connection stands and the worker runs.
+pub(super) async fn wait(
+    pause: &mut Backoff,
+    session: &Session,
+    stop: &CancellationToken,
+) -> Result<(), Unfinished> {
+    tokio::select! {
+        () = pause.wait() => Ok(()),
+        () = session.ended() => Err(Unfinished),
+        () = stop.cancelled() => Err(Unfinished),
     }
 }
 
@@ -174,7 +183,7 @@ impl InHand<'_> {
         let key = state::key(event.repository.id, event.issue.number);
         let mut ports = BrokerPorts { context, session, store, key: &key };
         let effort = Effort::of(number, context.max_attempts);
-        match attempt(&mut ports, memory, event, &self.id, effort).await {
+        match attempt(&mut ports, memory, &key, event, &self.id, effort).await {
             Ok(end) => Ok(end),
             Err(Failure::Unreadable(cause)) => Ok(End::failed(cause)),
             Err(Failure::Away(cause)) => Err(cause),

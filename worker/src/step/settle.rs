@@ -1,11 +1,9 @@
 //! Settles a message. This is the only place that acks and parks processed messages, and that
 //! reports a delivery's outcome.
 
-use std::time::Duration;
-
 use async_nats::jetstream::{Message, message::AckKind};
 use contract::{dead_letter::Reason, timestamp::Timestamp};
-use service::{backoff::Backoff, broker::Session, causes::Causes};
+use service::{broker::Session, causes::Causes};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
 
@@ -13,12 +11,9 @@ use super::{
     attempt::End,
     dead_letter,
     outcome::Outcome,
-    process::{Processed, Unfinished},
+    process::{self, Processed, Unfinished},
 };
 use crate::context::Context;
-
-/// Waits between attempts to park a message while the broker fails.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// How a message is settled. Both end in an ack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +52,7 @@ pub(crate) async fn settle(
     }
     let settlement = settlement(&processed.end.outcome);
     if let Settlement::DeadLetter(reason) = settlement {
-        let mut pause = RETRY;
+        let mut pause = process::RETRY;
         let why = cause.unwrap_or_default();
         // The message stays in hand until it can be parked, so that it is not lost.
         while let Err(error) = dead_letter::park(session, message, &why, processed.attempt).await {
@@ -65,11 +60,7 @@ pub(crate) async fn settle(
             if let Some(line) = context.failures.line(&error) {
                 error!(error, left_out = line.left_out, reason, "cannot park a dead letter");
             }
-            tokio::select! {
-                () = pause.wait() => {}
-                () = session.ended() => return Err(Unfinished),
-                () = stop.cancelled() => return Err(Unfinished),
-            }
+            process::wait(&mut pause, session, stop).await?;
             // The stream of dead letters may be missing, and is made anew. If not, this fails again.
             let _ = context.prepare(session, partition).await;
         }

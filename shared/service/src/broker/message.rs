@@ -21,8 +21,7 @@ impl Session {
         stream: &str,
     ) -> Result<PublishAck, PublishError> {
         let (subject, message) = message(envelope, stream);
-        let published = async { self.jetstream.send_publish(subject, message).await?.await };
-        published.await.inspect_err(|error| self.suspect_after(error))
+        self.send(subject, message).await
     }
 
     /// Like [`Session::publish`], but only if `last` is the sequence of the last message on the
@@ -39,15 +38,20 @@ impl Session {
         last: u64,
     ) -> Result<PublishAck, PublishError> {
         let (subject, message) = message(envelope, stream);
-        let message = message.expected_last_subject_sequence(last);
-        let published = async { self.jetstream.send_publish(subject, message).await?.await };
-        published.await.inspect_err(|error| self.suspect_after(error))
+        self.send(subject, message.expected_last_subject_sequence(last)).await
     }
 
-    fn suspect_after(&self, error: &PublishError) {
-        if Refusal::of(error) == Refusal::PrepareAgain {
-            self.suspect();
-        }
+    async fn send(
+        &self,
+        subject: String,
+        message: PublishMessage,
+    ) -> Result<PublishAck, PublishError> {
+        let published = async { self.jetstream.send_publish(subject, message).await?.await };
+        published.await.inspect_err(|error| {
+            if Refusal::of(error) == Refusal::PrepareAgain {
+                self.suspect();
+            }
+        })
     }
 }
 
