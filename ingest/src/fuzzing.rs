@@ -205,8 +205,12 @@ fn check_says_the_same(event: &IssueEvent, text: &[u8]) {
 
 fn check_is_published(event: &IssueEvent) {
     let parent = PARENT.parse().expect("a traceparent");
-    let envelope = Envelope::of_event(event, "http://localhost:3000", &parent).expect("a message");
-    assert_eq!(EventSubject::parse(&envelope.subject), Ok(EventSubject::of(event)));
+    let envelope = Envelope::of_event(event, "http://localhost:3000", &parent, Partitions::DEFAULT)
+        .expect("a message");
+    assert_eq!(
+        EventSubject::parse(&envelope.subject),
+        Ok(EventSubject::of(event, Partitions::DEFAULT))
+    );
     for (_, value) in &envelope.headers.0 {
         assert!(value.bytes().all(|b| (b' '..=b'~').contains(&b)), "{value:?}");
     }
@@ -220,6 +224,9 @@ fn check_is_published(event: &IssueEvent) {
         let fits = cut.cut_to(limit);
         assert_eq!(fits, serde_json::to_vec(&cut).expect("JSON").len() <= limit);
         assert_eq!(cut.issue.assignees, event.issue.assignees);
-        assert_eq!(EventSubject::of(&cut), EventSubject::of(event));
+        assert_eq!(
+            EventSubject::of(&cut, Partitions::DEFAULT),
+            EventSubject::of(event, Partitions::DEFAULT)
+        );
     }
 }

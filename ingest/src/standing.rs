@@ -1,4 +1,4 @@
-//! Compares the stream of events on the broker with what ingest needs, every minute.
+//! Compares the stream of events on the broker with what ingest needs, twice a minute.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,11 @@ use thiserror::Error;
 
 use crate::relay::Publisher;
 
-/// At the start the relay looks at the stream.
+/// At the start the relay looks at the stream. The interval bounds how long ingest publishes after
+/// `create-streams` has begun to change the number of partitions.
 pub(crate) const STANDING: Job = Job {
     name: "standing",
-    interval: Duration::from_secs(60),
+    interval: Duration::from_secs(30),
     retry: Duration::from_secs(5),
     jitter: 0.2,
     waits_at_first: true,

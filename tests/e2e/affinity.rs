@@ -7,10 +7,7 @@ use std::{
 };
 
 use async_nats::jetstream::{self, consumer::PriorityPolicy};
-use contract::{
-    names::{self, PARTITIONS},
-    subject,
-};
+use contract::{names, partitions::Partitions};
 use futures::{StreamExt, stream};
 use tests::{
     bus, check,
@@ -50,7 +47,7 @@ fn handled(worker: &Process, repository: i64) -> Vec<u8> {
         let line: serde_json::Value = serde_json::from_str(line).expect("a JSON log line");
         let issue = line["gitea.issue.ref"].as_str().expect("an issue");
         let number = issue.strip_prefix(&prefix)?.parse().expect("a number");
-        Some(subject::partition(repository, number))
+        Some(Partitions::DEFAULT.of(repository, number))
     };
     handled.filter_map(partition).collect()
 }
@@ -77,7 +74,7 @@ fn shares(workers: &[&Process], repository: i64) -> HashMap<u8, (usize, usize)> 
 async fn pause(js: &jetstream::Context, pause: bool) {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let until = (SystemTime::now() + wait::DEADLINE).into();
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let name = names::consumer_name(partition);
         let paused = match pause {
             true => stream.pause_consumer(&name, until).await,
@@ -151,7 +148,7 @@ async fn the_partitions_of_a_dead_worker_do_not_wait_for_it() {
 /// Sets the policy of all consumers of partitions.
 pub(crate) async fn set_policy(js: &jetstream::Context, policy: PriorityPolicy) {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let info = stream.consumer_info(names::consumer_name(partition)).await.expect("its info");
         let mut config = info.config;
         config.priority_policy = policy.clone();
@@ -166,7 +163,7 @@ pub(crate) async fn set_policy(js: &jetstream::Context, policy: PriorityPolicy) 
 async fn policies(js: &jetstream::Context) -> Vec<PriorityPolicy> {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut policies = Vec::new();
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let info = stream.consumer_info(names::consumer_name(partition)).await.expect("its info");
         policies.push(info.config.priority_policy);
     }
@@ -203,13 +200,13 @@ async fn consumers_of_an_older_version_get_the_policy_and_lose_it_without_harm()
     let client = nats.client().await;
     let inbox = client.new_inbox();
     let mut replies = client.subscribe(inbox.clone()).await.expect("subscribe");
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let consumer = names::consumer_name(partition);
         let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", names::EVENTS);
         let request = r#"{"batch":64,"expires":60000000000}"#;
         client.publish_with_reply(next, inbox.clone(), request.into()).await.expect("publish");
     }
-    for _ in 0..PARTITIONS {
+    for _ in Partitions::DEFAULT.all() {
         let reply = wait::within("a reply", replies.next()).await.expect("a reply");
         assert_eq!(reply.status.map(|status| status.as_u16()), Some(400), "{reply:?}");
     }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use contract::{names, subject};
+use contract::{names, partitions::Partitions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{
@@ -182,7 +182,7 @@ async fn dead_letters_are_listed_and_redriven() {
 
     let js = async_nats::jetstream::new(async_nats::connect(&nats_url).await.expect("connect"));
     wait::until("the stream of events", || async { js.get_stream(names::EVENTS).await.ok() }).await;
-    let subject = format!("gitea.issues.closed.acme.widgets.9.{}", subject::partition(1, 9));
+    let subject = format!("gitea.issues.closed.acme.widgets.9.{}", Partitions::DEFAULT.of(1, 9));
     let publish = js.publish(subject.clone(), "no event".into()).await.expect("publish");
     let published = publish.await.expect("an ack").sequence;
     let list = || async {

@@ -9,6 +9,7 @@ mod cluster;
 mod coordinator;
 mod http;
 mod outages;
+mod repartition;
 mod services;
 mod settings;
 mod settling;

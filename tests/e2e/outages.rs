@@ -5,7 +5,7 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use async_nats::jetstream;
-use contract::names::{self, PARTITIONS};
+use contract::{names, partitions::Partitions};
 use serde_json::Value;
 use tests::{
     bus, check,
@@ -42,7 +42,7 @@ async fn stored(ingest: &Running) -> f64 {
 async fn unsettled(js: &jetstream::Context) -> Vec<(u8, u64, usize)> {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut unsettled = Vec::new();
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let info = stream.consumer_info(names::consumer_name(partition)).await.expect("its info");
         if info.num_pending > 0 || info.num_ack_pending > 0 {
             unsettled.push((partition, info.num_pending, info.num_ack_pending));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_nats::jetstream;
-use contract::names::{self, PARTITIONS};
+use contract::{names, partitions::Partitions};
 use tests::{
     bus, check,
     gitea::Issue,
@@ -89,7 +89,7 @@ async fn arrived(js: &jetstream::Context, ingest: SocketAddr, sent: &Sent) {
 async fn in_hand(js: &jetstream::Context) -> usize {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut in_hand = 0;
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let name = names::consumer_name(partition);
         in_hand += stream.consumer_info(name).await.expect("its info").num_ack_pending;
     }

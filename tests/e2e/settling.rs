@@ -1,7 +1,7 @@
 //! Each way in which a worker settles a message, and messages that no broker takes.
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use contract::{dead_letter, names, subject};
+use contract::{dead_letter, names, partitions::Partitions};
 use service::broker::message::headers;
 use tests::{
     bus::{self, Stored},
@@ -28,7 +28,7 @@ async fn publish(system: &System, issue: u64, payload: &str) -> u64 {
         system.js.get_stream(names::EVENTS).await.ok()
     })
     .await;
-    let partition = subject::partition(1, issue);
+    let partition = Partitions::DEFAULT.of(1, issue);
     let subject = format!("gitea.issues.closed.acme.r1.{issue}.{partition}");
     let published = system.js.publish(subject, payload.to_owned().into()).await.expect("publish");
     published.await.expect("an ack").sequence
@@ -52,7 +52,7 @@ async fn what_cannot_be_read_is_parked_at_once_and_stops_nothing() {
     assert_eq!(letter.payload, b"no event");
     assert_eq!(
         letter.subject,
-        format!("gitea.dead.issues.closed.acme.r1.1.{}", subject::partition(1, 1))
+        format!("gitea.dead.issues.closed.acme.r1.1.{}", Partitions::DEFAULT.of(1, 1))
     );
     for (header, expected) in [
         (dead_letter::STREAM, names::EVENTS.to_owned()),

@@ -8,7 +8,7 @@ use async_nats::{
         stream::{Config, DiscardPolicy, RetentionPolicy},
     },
 };
-use contract::{names, subject};
+use contract::{names, partitions::Partitions};
 use serde_json::Value;
 use tests::{
     bus,
@@ -73,7 +73,7 @@ async fn a_bucket_that_is_deleted_is_made_again() {
 async fn a_consumer_that_is_deleted_is_made_again() {
     let system = with_one_handled().await;
     let stream = system.js.get_stream(names::EVENTS).await.expect("the stream");
-    let name = names::consumer_name(subject::partition(1, 1));
+    let name = names::consumer_name(Partitions::DEFAULT.of(1, 1));
     stream.delete_consumer(&name).await.expect("delete");
     system.send_accepted(&Issue::new(1, 1).at(2).delivery("unassigned")).await;
     system.settled(2).await;
@@ -96,7 +96,7 @@ async fn a_stream_of_changes_that_is_deleted_is_made_again() {
 async fn a_stream_of_dead_letters_that_is_deleted_is_made_again() {
     let system = with_one_handled().await;
     system.js.delete_stream(names::DEAD_LETTERS).await.expect("delete");
-    let subject = format!("gitea.issues.closed.acme.r1.1.{}", subject::partition(1, 1));
+    let subject = format!("gitea.issues.closed.acme.r1.1.{}", Partitions::DEFAULT.of(1, 1));
     let garbage = system.js.publish(subject, "no event".into()).await.expect("publish");
     garbage.await.expect("an ack");
     wait::until_equal("the dead letter", 1, || bus::count(&system.js, names::DEAD_LETTERS)).await;
@@ -146,7 +146,7 @@ async fn what_a_deleted_stream_of_events_held_is_offered_again() {
 async fn a_consumer_that_somebody_changed_is_put_right_within_a_minute() {
     let system = with_one_handled().await;
     let stream = system.js.get_stream(names::EVENTS).await.expect("the stream");
-    let name = names::consumer_name(subject::partition(1, 1));
+    let name = names::consumer_name(Partitions::DEFAULT.of(1, 1));
     let ours = stream.consumer_info(&name).await.expect("its info").config;
     let theirs = consumer::Config { max_deliver: 2, max_ack_pending: 5, ..ours.clone() };
     stream.create_consumer(theirs).await.expect("an update");
@@ -178,7 +178,7 @@ async fn a_consumer_that_cannot_be_put_right_is_named_until_it_is_deleted() {
     let theirs = consumer::Config { max_ack_pending: 0, ..theirs };
     stream.create_consumer(theirs).await.expect("create");
     let worker = start_worker(&worker_config(&nats.url(), &[])).await;
-    let found = ["1 of 64 (worker-07)", "ack_policy: found None, needed Explicit"];
+    let found = ["1 of 64 (worker-07)", "ack_policy: found none, needed explicit"];
     names_as_unfit(&worker, &found).await;
     stream.delete_consumer(&name).await.expect("delete");
     is_ready(&worker).await;

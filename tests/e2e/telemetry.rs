@@ -9,7 +9,7 @@ use async_nats::{
 use contract::{
     dead_letter,
     names::{self, consumer_name},
-    subject::partition,
+    partitions::Partitions,
 };
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ async fn publish_garbage(js: &jetstream::Context, id: &str, payload: &str) -> St
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", id);
     headers.insert("traceparent", format!("00-{FOREIGN_TRACE}-{FOREIGN_SPAN}-01").as_str());
-    let subject = format!("gitea.issues.closed.acme.r1.9.{}", partition(1, 9));
+    let subject = format!("gitea.issues.closed.acme.r1.9.{}", Partitions::DEFAULT.of(1, 9));
     stream(js, names::EVENTS).await;
     let sent = js.publish_with_headers(subject.clone(), headers, payload.to_owned().into()).await;
     sent.expect("publish").await.expect("an ack");
@@ -318,7 +318,7 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
             ("messaging.operation.type", json!("send")),
         ],
     );
-    let partition = partition(1, 7);
+    let partition = Partitions::DEFAULT.of(1, 7);
     assert_attributes(
         process,
         &[

@@ -12,13 +12,12 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, Config},
     context::ConsumerInfoErrorKind,
 };
+use contract::partitions::Partitions;
 use fastrand::Rng;
 use futures::future::join_all;
 
 use crate::servers::EVENTS;
 
-/// How many partitions there are.
-pub const PARTITIONS: u8 = 64;
 /// A worker looks after its consumers every minute.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -105,7 +104,7 @@ pub async fn delete(js: &jetstream::Context, partition: u8) -> Result<bool, Stri
 /// does not say so of all partitions.
 pub async fn in_hand(js: &jetstream::Context) -> Option<(usize, usize)> {
     let stream = js.get_stream(EVENTS).await.ok()?;
-    let infos = (0..PARTITIONS).map(|partition| stream.consumer_info(name(partition)));
+    let infos = (Partitions::DEFAULT.all()).map(|partition| stream.consumer_info(name(partition)));
     let mut sum = (0, 0);
     for info in join_all(infos).await {
         let info = info.ok()?;
@@ -136,7 +135,7 @@ async fn wrong(js: &jetstream::Context, ack_wait: Duration) -> Vec<String> {
         Err(error) => return vec![error.to_string()],
     };
     let mut wrong = Vec::new();
-    for partition in 0..PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         match stream.consumer_info(name(partition)).await {
             Ok(info) => wrong.extend(difference(&info.config, partition, ack_wait)),
             Err(error) => wrong.push(format!("partition {partition}: {error}")),

@@ -4,7 +4,7 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, PullConsumer},
 };
-use contract::{change::Change, event::IssueEvent, names};
+use contract::{change::Change, event::IssueEvent, names, partitions::Partitions};
 use futures::StreamExt;
 
 use crate::wait;
@@ -88,7 +88,7 @@ pub async fn changes(js: &jetstream::Context) -> Vec<Change> {
 pub async fn lag(js: &jetstream::Context) -> Option<u64> {
     let stream = js.get_stream(names::EVENTS).await.ok()?;
     let mut lag = 0;
-    for partition in 0..contract::names::PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let name = names::consumer_name(partition);
         let info = stream.consumer_info(name).await.ok()?;
         lag += info.num_pending + info.num_ack_pending as u64;

@@ -10,13 +10,13 @@ use std::{
 };
 
 use async_nats::jetstream::{kv, stream::Stream};
-use contract::names::{PARTITIONS, consumer_name};
+use contract::{names::consumer_name, partitions::Partitions};
 use futures::future::join_all;
 use service::{
     broker::{
-        Broker, Session,
+        Broker, Session, consumers,
         findings::{Finding, Findings},
-        streams::{self, Streams, StreamsError, StreamsSettings},
+        streams::{Streams, StreamsError, StreamsSettings},
     },
     causes::Causes,
     log_limit::LogLimit,
@@ -55,7 +55,7 @@ pub(crate) struct Context {
     pub(crate) findings: Findings,
     identity: Identity,
     /// Whether the consumer of each partition serves requests by their priority.
-    prioritized: [AtomicBool; PARTITIONS as usize],
+    prioritized: Vec<AtomicBool>,
     /// The broker refused to make consumers so. It is not asked again.
     refused_priorities: AtomicBool,
 }
@@ -71,6 +71,7 @@ struct Found {
 
 impl Context {
     pub(crate) fn new(settings: &WorkerSettings, broker: Broker, instruments: Instruments) -> Self {
+        let partitions = settings.common.streams.partitions;
         Self {
             broker,
             source: settings.common.gitea_url.clone(),
@@ -85,13 +86,13 @@ impl Context {
             consuming: AtomicUsize::new(0),
             findings: Findings::default(),
             identity: Identity::default(),
-            prioritized: [const { AtomicBool::new(false) }; PARTITIONS as usize],
+            prioritized: partitions.all().map(|_| AtomicBool::new(false)).collect(),
             refused_priorities: AtomicBool::new(false),
         }
     }
 
     /// Creates the streams, the bucket of states and the consumer of a partition if they are
-    /// missing. Returns the bucket. 64 partitions start at once, so one look-up of the streams
+    /// missing. Returns the bucket. All partitions start at once, so one look-up of the streams
     /// serves all of them.
     pub(crate) async fn prepare(
         &self,
@@ -117,9 +118,9 @@ impl Context {
             session.knows_priorities() && !self.refused_priorities.load(Ordering::Relaxed);
         let (streams, ack_wait) = (&self.streams, self.ack_wait);
         let consumer =
-            streams::partition_consumer(events, streams, ack_wait, partition, prioritize).await?;
+            consumers::partition_consumer(events, streams, ack_wait, partition, prioritize).await?;
         if consumer.refused && !self.refused_priorities.swap(true, Ordering::Relaxed) {
-            streams::warn_without_priorities();
+            consumers::warn_without_priorities();
         }
         self.prioritized[usize::from(partition)].store(consumer.prioritized, Ordering::Relaxed);
         Ok(())
@@ -135,7 +136,7 @@ impl Context {
         let mut streams = Vec::new();
         match found {
             Ok(found) => {
-                let consumers = (0..PARTITIONS).map(async |partition| {
+                let consumers = self.partitions().all().map(async |partition| {
                     let prepared = self.prepare_consumer(session, &found.events, partition).await;
                     prepared.err().map(|error| (partition, error))
                 });
@@ -157,7 +158,7 @@ impl Context {
         let consumers = failed.into_iter().map(|(reason, names)| {
             let (count, first) = (names.len(), names[..names.len().min(3)].join(", "));
             let and_more = if count > 3 { ", …" } else { "" };
-            let found = format!("{count} of {PARTITIONS} ({first}{and_more}): {reason}");
+            let found = format!("{count} of {} ({first}{and_more}): {reason}", self.partitions());
             let finding = Finding::unfit(found, "a consumer for each partition");
             finding.with_denial(self.broker.denial_since(started))
         });
@@ -172,7 +173,7 @@ impl Context {
         prioritized.then(|| Affinity::new(&self.identity, partition))
     }
 
-    /// A failure is shared too, because 64 timeouts one after the other would take minutes.
+    /// A failure is shared too, because dozens of timeouts one after the other would take minutes.
     async fn found(&self, session: &Session) -> LookUp {
         let mut kept = self.found.lock().await;
         if let Some((number, since, found)) = kept.as_ref()
@@ -191,10 +192,14 @@ impl Context {
         let streams = Streams { js, settings: &self.streams, findings: &self.findings };
         streams.changes().await?;
         streams.dead_letters().await?;
-        let (events, states) = (streams.events().await?, streams.issue_state().await?);
+        let (events, states) = (streams.events_to_consume().await?, streams.issue_state().await?);
         let made_at = states.stream.cached_info().created.unix_timestamp();
         self.bucket_made_at.store(made_at, Ordering::Relaxed);
         Ok(Found { events, states })
+    }
+
+    pub(crate) fn partitions(&self) -> Partitions {
+        self.streams.partitions
     }
 
     /// When the bucket of issue states was made, as far as it is known.

@@ -6,13 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::context::{ConsumerInfoError, GetStreamError};
-use contract::names::{EVENTS, PARTITIONS, consumer_name};
+use contract::names::{EVENTS, consumer_name};
 use service::jobs::Job;
 use thiserror::Error;
 
 use crate::context::Context;
 
-/// Each run costs the server some milliseconds for 64 consumers. At the start the consumers do not
+/// Each run costs the server some milliseconds for all consumers. At the start the consumers do not
 /// exist yet.
 pub(crate) const LAG: Job = Job {
     name: "lag",
@@ -37,7 +37,7 @@ pub(crate) async fn measure(context: Arc<Context>) -> Result<(), LagError> {
     let session = context.broker.session().ok_or(LagError::NoConnection)?;
     let stream = session.jetstream.get_stream_no_info(EVENTS).await?;
     let mut events = 0;
-    for partition in 0..PARTITIONS {
+    for partition in context.partitions().all() {
         let info = stream.consumer_info(consumer_name(partition)).await?;
         events += info.num_pending + info.num_ack_pending as u64;
     }

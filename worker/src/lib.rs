@@ -19,7 +19,6 @@ mod step;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use contract::names::PARTITIONS;
 use futures::future::BoxFuture;
 use serde_json::json;
 use service::{
@@ -104,13 +103,13 @@ impl Role for Worker {
     }
 }
 
-/// Ready while all partitions are consumed and all on the broker is as needed. Otherwise degraded, because a restart does not bring
-/// the broker back.
+/// Ready while all partitions are consumed and all on the broker is as needed. Otherwise degraded,
+/// because a restart does not bring the broker back.
 fn health(context: &Context) -> Health {
     let connected = context.broker.is_connected();
     let partitions_consumed = context.partitions_consumed();
     let unfit = context.findings.unfit();
-    let all_consumed = partitions_consumed == usize::from(PARTITIONS);
+    let all_consumed = partitions_consumed == usize::from(context.partitions().count());
     let ready = connected && all_consumed && unfit.is_empty();
     let details = json!({
         "broker": if connected { "connected" } else { "disconnected" },

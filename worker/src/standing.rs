@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
-/// Each run costs the server some milliseconds for 64 consumers. While something is unfit, it runs
+/// Each run costs the server some milliseconds for all consumers. While something is unfit, it runs
 /// again soon, so that a repair shows.
 pub(crate) const STANDING: Job = Job {
     name: "standing",

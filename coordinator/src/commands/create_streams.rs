@@ -7,7 +7,8 @@ use anyhow::Result;
 use service::{
     broker::{
         Broker, BrokerArgs,
-        streams::{self, StreamsArgs},
+        create::{self, Wanted},
+        streams::StreamsArgs,
     },
     settings::Problems,
     telemetry::{Telemetry, TelemetryArgs},
@@ -21,6 +22,9 @@ pub(crate) struct CreateStreamsArgs {
     /// Durable consumer of the changes for a subscriber, several by repeating it
     #[arg(long, value_name = "NAME")]
     reader: Vec<String>,
+    /// Seconds that ingest gets to see a change of PARTITIONS; it looks twice a minute
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    repartition_pause_secs: u64,
     #[command(flatten)]
     broker: BrokerArgs,
     #[command(flatten)]
@@ -43,8 +47,14 @@ pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
     let (broker, keeper) = Broker::new(&settings, "coordinator-create-streams").await?;
     tokio::spawn(keeper);
     let session = broker.connected().await;
-    let prioritize = session.knows_priorities();
-    streams::create_all(&session.jetstream, &limits, ack_wait, prioritize, &args.reader).await?;
+    let wanted = Wanted {
+        settings: &limits,
+        ack_wait,
+        prioritize: session.knows_priorities(),
+        readers: &args.reader,
+        repartition_pause: Duration::from_secs(args.repartition_pause_secs),
+    };
+    create::create_all(&session.jetstream, wanted).await?;
     info!("streams, bucket and consumers are there");
     telemetry.shutdown().await;
     Ok(())

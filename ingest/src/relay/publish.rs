@@ -197,9 +197,22 @@ impl Publisher {
     pub(crate) async fn check(&self, session: &Session) -> Result<(), StreamsError> {
         // Without the lock, which every publish needs: a broker that does not answer this may still
         // take events.
-        let found = self.find(session).await?;
-        self.note(&mut *self.stream.lock().await, found);
-        Ok(())
+        let found = self.find(session).await;
+        let mut known = self.stream.lock().await;
+        match found {
+            Ok(found) => {
+                self.note(&mut known, found);
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, StreamsError::Partitions(..) | StreamsError::Switching(_)) {
+                    // Nothing more is published until a look-up succeeds.
+                    known.stream = None;
+                    known.anew.cancel();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Returns once the entry needs no further attempt, or once the session has ended.
@@ -211,7 +224,8 @@ impl Publisher {
         let seq = offer.entry.seq;
         let mut ending = self.unfinished().remove(&seq).unwrap_or_else(|| {
             // Offering a settled entry again is upkeep. It is not part of the delivery's trace.
-            let span = if offer.first { publish_span(&offer.entry, &event) } else { Span::none() };
+            let span =
+                if offer.first { self.publish_span(&offer.entry, &event) } else { Span::none() };
             Ending { span, error: Some("cut_short") }
         });
         let span = ending.span.clone();
@@ -313,7 +327,7 @@ impl Publisher {
             let traceparent = trace::exported(&Span::current())
                 .or(entry.traceparent)
                 .unwrap_or_else(|| trace::of_delivery(&Span::none(), entry.delivery.id));
-            Envelope::of_event(event, &self.source, &traceparent)
+            Envelope::of_event(event, &self.source, &traceparent, self.streams.partitions)
                 .map_err(|error| Causes(&error).to_string())
         };
         let (max_payload, max_message) = limits;
@@ -352,7 +366,7 @@ impl Publisher {
     async fn find(&self, session: &Session) -> Result<Found, StreamsError> {
         let confirmed = self.highest.load(Ordering::Relaxed);
         let (js, settings, findings) = (&session.jetstream, &self.streams, &self.findings);
-        let found = Streams { js, settings, findings }.events().await?;
+        let found = Streams { js, settings, findings }.events_to_publish().await?;
         let info = found.cached_info();
         let config = &info.config;
         let stream = Stream {
@@ -388,6 +402,32 @@ impl Publisher {
         if self.failing.swap(false, Ordering::Relaxed) {
             info!(parent: None, "publishing again");
         }
+    }
+
+    fn publish_span(&self, entry: &Entry, event: &IssueEvent) -> Span {
+        let id = entry.delivery.id;
+        let span = info_span!(
+            target: TRACES_ONLY,
+            parent: None,
+            "publish gitea.issues",
+            otel.kind = "producer",
+            otel.status_code = field::Empty,
+            error.r#type = field::Empty,
+            gitea.delivery.id = %id,
+            gitea.event = "issues",
+            gitea.action = event.action.as_str(),
+            gitea.repository = event.repository.full_name(),
+            gitea.issue.ref = event.issue_ref(),
+        );
+        if let Some(parent) = &entry.traceparent {
+            trace::make_child(&span, parent);
+        }
+        if trace::is_sampled(&span) {
+            trace::describe_repository(&span, &event.repository);
+            let (subject, id) = (EventSubject::of(event, self.streams.partitions), id.to_string());
+            trace::describe_message(&span, ("publish", "send"), subject.to_string(), Some(id));
+        }
+        span
     }
 
     fn attempt_failed(&self, offer: &Offer, started: Instant, error: &PublishError) {
@@ -450,30 +490,4 @@ fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
         Ok(Parsed::Ignored(reason)) => Err(format!("no longer an issue event: {reason:?}")),
         Err(error) => Err(error.to_string()),
     }
-}
-
-fn publish_span(entry: &Entry, event: &IssueEvent) -> Span {
-    let id = entry.delivery.id;
-    let span = info_span!(
-        target: TRACES_ONLY,
-        parent: None,
-        "publish gitea.issues",
-        otel.kind = "producer",
-        otel.status_code = field::Empty,
-        error.r#type = field::Empty,
-        gitea.delivery.id = %id,
-        gitea.event = "issues",
-        gitea.action = event.action.as_str(),
-        gitea.repository = event.repository.full_name(),
-        gitea.issue.ref = event.issue_ref(),
-    );
-    if let Some(parent) = &entry.traceparent {
-        trace::make_child(&span, parent);
-    }
-    if trace::is_sampled(&span) {
-        trace::describe_repository(&span, &event.repository);
-        let (subject, id) = (EventSubject::of(event).to_string(), id.to_string());
-        trace::describe_message(&span, ("publish", "send"), subject, Some(id));
-    }
-    span
 }

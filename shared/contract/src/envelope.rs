@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::{
     change::{CHANGE_VERSION, Change},
     event::{EVENT_VERSION, IssueEvent},
+    partitions::Partitions,
     subject::{self, EventSubject},
     traceparent::{TRACEPARENT, Traceparent},
 };
@@ -89,11 +90,12 @@ impl From<serde_json::Error> for EnvelopeError {
 }
 
 impl Envelope {
-    /// Wraps an event. `source` is Gitea's URL.
+    /// Wraps an event. `source` is Gitea's URL; `partitions` is what there is where it goes.
     pub fn of_event(
         event: &IssueEvent,
         source: &str,
         traceparent: &Traceparent,
+        partitions: Partitions,
     ) -> Result<Self, EnvelopeError> {
         let attributes = CloudEvent {
             id: &event.delivery.id,
@@ -102,7 +104,7 @@ impl Envelope {
             subject: event.issue_ref(),
             time: event.delivery.received_at.to_string(),
         };
-        attributes.envelope(EventSubject::of(event).to_string(), event, traceparent)
+        attributes.envelope(EventSubject::of(event, partitions).to_string(), event, traceparent)
     }
 
     /// Wraps a change. `source` is Gitea's URL.
@@ -192,7 +194,8 @@ mod tests {
         event.repository.owner = "a b\r\n漢".into();
         let parent = PARENT.parse().expect("traceparent");
         let envelope =
-            Envelope::of_event(&event, "http://localhost:3000", &parent).expect("envelope");
+            Envelope::of_event(&event, "http://localhost:3000", &parent, Partitions::DEFAULT)
+                .expect("envelope");
         let header = |name: &str| envelope.headers.get(name).expect(name).to_string();
         assert_eq!(header("Nats-Msg-Id"), event.delivery.id);
         assert_eq!(header("ce-id"), event.delivery.id);
@@ -231,7 +234,7 @@ mod tests {
             event.delivery.id = id.into();
             let change = Change::from_event(ChangeKind::Closed, &event);
             let refused = [
-                Envelope::of_event(&event, "http://localhost:3000", &parent),
+                Envelope::of_event(&event, "http://localhost:3000", &parent, Partitions::DEFAULT),
                 Envelope::of_change(&change, "http://localhost:3000", &parent),
             ];
             assert!(refused.iter().all(|r| matches!(r, Err(EnvelopeError::Id))), "{id:?}");

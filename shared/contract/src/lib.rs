@@ -9,6 +9,7 @@ pub mod dead_letter;
 pub mod envelope;
 pub mod event;
 pub mod names;
+pub mod partitions;
 pub mod subject;
 pub mod timestamp;
 pub mod traceparent;

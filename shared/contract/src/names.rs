@@ -9,9 +9,6 @@ pub const DEAD_LETTERS: &str = "GITEA_ISSUES_DEAD";
 /// Bucket of issue states.
 pub const ISSUE_STATE: &str = "GITEA_ISSUE_STATE";
 
-/// Number of partitions. Subjects hold the partition, so the number can never change.
-pub const PARTITIONS: u8 = 64;
-
 /// Priority group of the workers at the consumer of a partition.
 pub const WORKERS_GROUP: &str = "workers";
 

@@ -1,4 +1,4 @@
-//! Writes and reads subjects, and computes partitions. No other module spells a subject.
+//! Writes and reads subjects. No other module spells a subject.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use thiserror::Error;
@@ -6,24 +6,13 @@ use thiserror::Error;
 use crate::{
     change::Change,
     event::IssueEvent,
-    names::{CHANGES_PREFIX, DEAD_PREFIX, EVENTS_PREFIX, PARTITIONS},
+    names::{CHANGES_PREFIX, DEAD_PREFIX, EVENTS_PREFIX},
+    partitions::Partitions,
 };
 
 /// Everything that is not a letter, a digit, `-` or `_` is escaped as `%XX` of
 /// its UTF-8 bytes: dots separate tokens, `*` and `>` are wildcards.
 const TOKEN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
-
-/// Which of the [`PARTITIONS`] an issue belongs to: FNV-1a (64 bit) over the
-/// repository's id and the issue's number, both as little-endian 64 bit.
-/// The id is used rather than the name, since a repository can be renamed.
-pub fn partition(repository_id: i64, number: u64) -> u8 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in repository_id.to_le_bytes().into_iter().chain(number.to_le_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    // The upper half: the lowest bits of FNV depend on the lowest bits of the input only.
-    ((hash >> 32) % u64::from(PARTITIONS)) as u8
-}
 
 /// The subject of an event:
 /// `gitea.issues.<action>.<owner>.<repo>.<number>.<partition>`.
@@ -47,18 +36,26 @@ pub struct EventSubject {
 pub struct SubjectError(&'static str);
 
 impl EventSubject {
-    /// The subject of `event`.
-    pub fn of(event: &IssueEvent) -> Self {
+    /// The subject of `event`, where there are `partitions`.
+    pub fn of(event: &IssueEvent, partitions: Partitions) -> Self {
         Self {
             action: event.action.as_str().to_owned(),
             owner: event.repository.owner.clone(),
             repository: event.repository.name.clone(),
             number: event.issue.number,
-            partition: partition(event.repository.id, event.issue.number),
+            partition: partitions.of(event.repository.id, event.issue.number),
         }
     }
 
-    /// Reads a subject back.
+    /// Whether it is the subject of `event` with any partition.
+    pub fn is_of(&self, event: &IssueEvent) -> bool {
+        self.action == event.action.as_str()
+            && self.owner == event.repository.owner
+            && self.repository == event.repository.name
+            && self.number == event.issue.number
+    }
+
+    /// Reads a subject back. The partition may be one of another number of partitions.
     pub fn parse(subject: &str) -> Result<Self, SubjectError> {
         let rest = subject
             .strip_prefix(EVENTS_PREFIX)
@@ -69,9 +66,6 @@ impl EventSubject {
             return Err(SubjectError("it has another number of tokens"));
         };
         let partition = partition.parse().map_err(|_| SubjectError("bad partition"))?;
-        if partition >= PARTITIONS {
-            return Err(SubjectError("partition out of range"));
-        }
         Ok(Self {
             action: unescape(action)?,
             owner: unescape(owner)?,
@@ -149,7 +143,7 @@ mod tests {
         fn any_texts_make_a_subject_that_reads_back(
             [action, owner, repository] in [(); 3].map(|()| "(?s).*"),
             number: u64,
-            partition in 0..PARTITIONS,
+            partition: u8,
         ) {
             let subject = EventSubject { action, owner, repository, number, partition };
             let text = subject.to_string();
@@ -200,34 +194,12 @@ mod tests {
             "gitea.issues.a.b.c.1",
             "gitea.issues.a.b.c.1.2.3",
             "gitea.issues.a.b.c.x.2",
-            "gitea.issues.a.b.c.1.64",
+            "gitea.issues.a.b.c.1.256",
             "gitea.issues.a.b.c.1.-1",
             "gitea.issues.%FF.b.c.1.2",
         ] {
             assert!(EventSubject::parse(text).is_err(), "{text}");
         }
-    }
-
-    /// The partition is stored in subjects: these values must never change.
-    #[test]
-    fn partitions_are_what_they_always_were() {
-        for (repository_id, number, expected) in FROZEN_PARTITIONS {
-            assert_eq!(partition(repository_id, number), expected, "{repository_id} #{number}");
-        }
-    }
-
-    const FROZEN_PARTITIONS: [(i64, u64, u8); 5] =
-        [(1, 1, 58), (1, 2, 3), (2, 1, 0), (-1, 0, 54), (i64::MAX, u64::MAX, 0)];
-
-    #[test]
-    fn issues_spread_over_all_partitions() {
-        let mut counts = [0_u32; PARTITIONS as usize];
-        for repository_id in 1..=16 {
-            for number in 1..=400 {
-                counts[usize::from(partition(repository_id, number))] += 1;
-            }
-        }
-        assert!(counts.iter().all(|&n| (50..200).contains(&n)), "{counts:?}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The connection to NATS. A lost connection is replaced by a new one while a [`Broker`] exists.
 
+pub mod consumers;
+pub mod create;
 pub mod findings;
 pub mod message;
 pub mod refusal;
+pub mod repartition;
 mod servers;
 mod session;
 pub mod streams;

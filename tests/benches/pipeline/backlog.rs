@@ -8,7 +8,8 @@ use std::{
 
 use async_nats::jetstream;
 use contract::{
-    envelope::Envelope, event::IssueEvent, names, timestamp::Timestamp, traceparent::Traceparent,
+    envelope::Envelope, event::IssueEvent, names, partitions::Partitions, timestamp::Timestamp,
+    traceparent::Traceparent,
 };
 use futures::{StreamExt, stream};
 use service::broker::{findings::Findings, streams::Streams};
@@ -76,8 +77,13 @@ impl Events {
                 format!("00-{}-00f067aa0ba902b7-01", event.delivery.id.replace('-', ""))
                     .parse()
                     .expect("a traceparent");
-            let envelope = Envelope::of_event(&event, "http://localhost:3000", &traceparent)
-                .expect("a message");
+            let envelope = Envelope::of_event(
+                &event,
+                "http://localhost:3000",
+                &traceparent,
+                Partitions::DEFAULT,
+            )
+            .expect("a message");
             let headers = bus::header_map(&envelope.headers);
             let sent = js.publish_with_headers(envelope.subject, headers, envelope.payload.into());
             let sent = sent.await.expect("publish");
@@ -99,7 +105,7 @@ pub async fn drained(js: &jetstream::Context) -> Duration {
     let mut longest = Duration::ZERO;
     loop {
         let mut left = 0;
-        for partition in 0..names::PARTITIONS {
+        for partition in Partitions::DEFAULT.all() {
             let info = stream.consumer_info(names::consumer_name(partition)).await;
             let Ok(info) = info else {
                 left += 1;

@@ -21,7 +21,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::post,
 };
-use contract::{names, subject};
+use contract::{names, partitions::Partitions, subject};
 use futures::StreamExt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -92,7 +92,7 @@ async fn serve(router: Router) {
 pub async fn ack_only(js: &jetstream::Context, expected: u64) -> f64 {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut consumers = Vec::new();
-    for partition in 0..names::PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         let config = pull::Config {
             durable_name: Some(format!("ack-only-{partition}")),
             filter_subject: subject::partition_filter(partition),
@@ -129,7 +129,7 @@ pub async fn ack_only(js: &jetstream::Context, expected: u64) -> f64 {
     for task in tasks {
         task.abort();
     }
-    for partition in 0..names::PARTITIONS {
+    for partition in Partitions::DEFAULT.all() {
         stream.delete_consumer(&format!("ack-only-{partition}")).await.expect("delete");
     }
     rate

@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_nats::jetstream;
+use contract::partitions::Partitions;
 use fastrand::Rng;
 use tests::process::signal;
 use tokio::{sync::Mutex, time::sleep};
@@ -139,7 +140,7 @@ impl BrokerLane {
 
     async fn edit_consumers(&self, rng: &mut Rng) -> Result<String, String> {
         let count = if rng.bool() { 1 } else { rng.usize(2..=16) };
-        let partitions = rng.choose_multiple(0..consumers::PARTITIONS, count);
+        let partitions = rng.choose_multiple(Partitions::DEFAULT.all(), count);
         let edit = Edit::draw(rng);
         let mut edited = 0;
         for partition in partitions {
@@ -149,7 +150,7 @@ impl BrokerLane {
     }
 
     async fn delete_consumer(&self, rng: &mut Rng) -> Result<String, String> {
-        let partition = rng.u8(..consumers::PARTITIONS);
+        let partition = rng.u8(..Partitions::DEFAULT.count());
         let deleted = self.insist(|| consumers::delete(&self.js, partition)).await?;
         let told = if deleted { "deleted" } else { "not there" };
         Ok(format!("partition {partition}, {told}"))

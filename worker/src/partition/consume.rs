@@ -13,7 +13,6 @@ use async_nats::{
     Subject,
     jetstream::{Message, kv, message::AckKind},
 };
-use contract::names::PARTITIONS;
 use service::{
     backoff::Backoff,
     broker::{Session, streams::StreamsError},
@@ -49,7 +48,7 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
         let task = partition_until(Arc::clone(&context), partition, stop.clone());
         partitions.insert(tasks.spawn(task).id(), partition);
     };
-    for partition in 0..PARTITIONS {
+    for partition in context.partitions().all() {
         start(&mut tasks, &mut partitions, partition);
     }
     while let Some(ended) = tasks.join_next_with_id().await {

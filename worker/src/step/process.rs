@@ -10,7 +10,7 @@ use async_nats::{
 use contract::{
     envelope,
     event::IssueEvent,
-    names::{PARTITIONS, consumer_name},
+    names::consumer_name,
     subject::EventSubject,
     traceparent::{TRACEPARENT, Traceparent},
 };
@@ -217,8 +217,9 @@ fn decode(message: &Message) -> Result<Box<IssueEvent>, Cause> {
         }
     };
     describe(&event);
-    // Order rests on the partition in the subject. Ingest publishes no other subject.
-    if EventSubject::of(&event).to_string() != *message.subject {
+    // Ingest publishes no other subject. The partition may be one of a former number of them.
+    let subject = EventSubject::parse(&message.subject)?;
+    if !subject.is_of(&event) {
         return Err("its subject is not the one of its event".into());
     }
     Ok(event)
@@ -247,9 +248,10 @@ fn describe(event: &IssueEvent) {
 }
 
 fn set_attributes(span: &Span, message: &Message) {
-    let partition = EventSubject::parse(&message.subject).map_or(PARTITIONS, |s| s.partition);
     let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
     let (subject, id) = (message.subject.to_string(), id.map(ToString::to_string));
     trace::describe_message(span, ("process", "process"), subject, id);
-    span.set_attribute("messaging.consumer.group.name", consumer_name(partition));
+    if let Ok(subject) = EventSubject::parse(&message.subject) {
+        span.set_attribute("messaging.consumer.group.name", consumer_name(subject.partition));
+    }
 }

@@ -1,27 +1,28 @@
-//! Streams, bucket and consumers on the broker: their limits and their creation.
+//! Streams and bucket on the broker: their limits and their creation.
 //! No other module defines these. Their names are in `contract::names`.
 
 use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
-    consumer::{self, AckPolicy, DeliverPolicy, PriorityPolicy, ReplayPolicy, pull},
     context::{CreateKeyValueErrorKind, CreateStreamErrorKind, GetStreamErrorKind},
     kv,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::info;
 
 use contract::{
     names::{
         CHANGES, CHANGES_PREFIX, DEAD_LETTERS, DEAD_PREFIX, EVENTS, EVENTS_PREFIX, ISSUE_STATE,
-        PARTITIONS, WORKERS_GROUP, consumer_name,
     },
-    subject::partition_filter,
+    partitions::Partitions,
 };
 
-use super::findings::{Finding, Findings};
+use super::{
+    findings::{Finding, Findings},
+    repartition::Stored,
+};
 use crate::settings::{Problems, number, secs};
 
 crate::settings! {
@@ -35,6 +36,8 @@ crate::settings! {
             "How long the broker remembers message ids; longer than the journal's retention";
         stream_max_bytes: i64 = "STREAM_MAX_BYTES" or "0, no limit" = 0, number(0, i64::MAX),
             "Limit of each stream and of the bucket when they are created, for accounts that require one";
+        partitions: Partitions = "PARTITIONS" or "64" = Partitions::DEFAULT, number(Partitions::MIN, Partitions::MAX),
+            "Shares of all issues, the same for all roles; create-streams changes it";
     }
 }
 
@@ -81,10 +84,19 @@ pub enum StreamsError {
         "consumer {0} is not as needed ({1}), and cannot be changed; delete it, and it is made again"
     )]
     ConsumerUnfit(String, String, #[source] jetstream::stream::ConsumerError),
+    /// The stream of events holds another number of partitions.
+    #[error("the stream of events has {0}, and PARTITIONS is {1}; {HOW_TO_SWITCH}")]
+    Partitions(Stored, Partitions),
+    /// The number of partitions is being changed.
+    #[error("the stream of events has {0}: nothing is published until `create-streams` is through")]
+    Switching(Stored),
     /// Something that stands there and that the product cannot work with.
     #[error("{0}")]
     Unfit(String),
 }
+
+const HOW_TO_SWITCH: &str = "start all roles with the number that is there, then run \
+                             `coordinator create-streams` with the new PARTITIONS while they run";
 
 /// What is the same for all streams of the product.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +121,41 @@ impl Streams<'_> {
     pub async fn events(self) -> Result<stream::Stream, StreamsError> {
         let subject = format!("{EVENTS_PREFIX}.*.*.*.*.*");
         self.ensure(EVENTS, EVENTS_PREFIX, &subject, DiscardPolicy::New).await
+    }
+
+    /// The stream of events, for who handles its events.
+    ///
+    /// # Errors
+    /// If it cannot be looked up or created, or has another number of partitions.
+    pub async fn events_to_consume(self) -> Result<stream::Stream, StreamsError> {
+        let events = self.events().await?;
+        let stored = Stored::of(&events.cached_info().config);
+        if stored.partitions == self.settings.partitions {
+            Ok(events)
+        } else {
+            Err(StreamsError::Partitions(stored, self.settings.partitions))
+        }
+    }
+
+    /// The stream of events, for who publishes events. What forbids it is a finding.
+    ///
+    /// # Errors
+    /// As [`Streams::events_to_consume`], or if the number of partitions is being changed.
+    pub async fn events_to_publish(self) -> Result<stream::Stream, StreamsError> {
+        let (mut findings, mut events) = (Vec::new(), self.events_to_consume().await);
+        if let Ok(found) = &events {
+            let stored = Stored::of(&found.cached_info().config);
+            if stored.next.is_some() {
+                events = Err(StreamsError::Switching(stored));
+            }
+        }
+        if let Err(StreamsError::Partitions(stored, _) | StreamsError::Switching(stored)) = &events
+        {
+            let needed = format!("PARTITIONS={}; deliveries are kept", self.settings.partitions);
+            findings.push(Finding::unfit(stored.to_string(), needed));
+        }
+        self.findings.set("partitions", findings);
+        events
     }
 
     /// The stream of changes, created if it is not there.
@@ -136,7 +183,10 @@ impl Streams<'_> {
         subject: &str,
         discard: DiscardPolicy,
     ) -> Result<stream::Stream, StreamsError> {
-        let wanted = stream_config(self.settings, name, prefix, discard);
+        let mut wanted = stream_config(self.settings, name, prefix, discard);
+        if name == EVENTS {
+            Stored::new(self.settings.partitions).write(&mut wanted);
+        }
         let found = match self.js.get_stream(name).await {
             Ok(stream) => stream,
             Err(error) if is_missing(&error) => {
@@ -333,206 +383,6 @@ fn covers(pattern: &str, subject: &str) -> bool {
     }
 }
 
-/// The consumer of a partition as it stands on the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartitionConsumer {
-    /// Whether it serves requests by their priority. They name [`WORKERS_GROUP`] then.
-    pub prioritized: bool,
-    /// Whether the broker refused to make it so.
-    pub refused: bool,
-}
-
-/// Makes sure that the durable consumer of a partition exists.
-///
-/// One message in flight (`max_ack_pending: 1`) keeps the order per issue,
-/// whatever workers come, go or die. An existing consumer that is as needed is
-/// only looked up, so a worker's user needs no permission to create consumers.
-///
-/// `prioritize` asks for a consumer that serves requests by their priority. The server must know
-/// that (2.12). It is a preference: a consumer that cannot be made so is used without.
-pub async fn partition_consumer(
-    events: &stream::Stream,
-    settings: &StreamsSettings,
-    ack_wait: Duration,
-    partition: u8,
-    prioritize: bool,
-) -> Result<PartitionConsumer, StreamsError> {
-    let name = consumer_name(partition);
-    let found = match events.consumer_info(&name).await {
-        Ok(info) => Some(info.config),
-        Err(error) if is_consumer_missing(&error) => None,
-        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
-    };
-    let needed = |prioritize| {
-        let config = found.clone().unwrap_or_else(|| consumer::Config {
-            durable_name: Some(name.clone()),
-            description: Some(format!(
-                "Partition {partition} of {PARTITIONS}, shared by all workers"
-            )),
-            num_replicas: settings.stream_replicas,
-            ..consumer::Config::default()
-        });
-        as_needed(config, ack_wait, partition, prioritize)
-    };
-    let wanted = needed(prioritize);
-    let prioritized = is_prioritized(&wanted);
-    if found.as_ref() == Some(&wanted) {
-        return Ok(PartitionConsumer { prioritized, refused: false });
-    }
-    // Creates the consumer, or updates the existing one.
-    match events.create_consumer(wanted).await {
-        Ok(_) => Ok(PartitionConsumer { prioritized, refused: false }),
-        Err(_) if found.as_ref() == Some(&needed(false)) => {
-            Ok(PartitionConsumer { prioritized: false, refused: true })
-        }
-        Err(error) => Err(match &found {
-            // What cannot be put right may still keep every promise.
-            Some(found) if keeps_order(found, &needed(false)) => {
-                let prioritized = is_prioritized(found);
-                return Ok(PartitionConsumer { prioritized, refused: !prioritized });
-            }
-            Some(found) => {
-                let differences = differences(found, &needed(false));
-                StreamsError::ConsumerUnfit(name.clone(), differences, error)
-            }
-            None => StreamsError::Consumer(name.clone(), error),
-        }),
-    }
-}
-
-/// Whether a consumer keeps the order per issue, gives no message up, and can be pulled from.
-fn keeps_order(found: &consumer::Config, needed: &consumer::Config) -> bool {
-    found.ack_policy == needed.ack_policy
-        && found.ack_wait == needed.ack_wait
-        && found.max_deliver == needed.max_deliver
-        && found.max_ack_pending == needed.max_ack_pending
-        && found.filter_subject == needed.filter_subject
-        && found.filter_subjects.is_empty()
-        && found.deliver_subject.is_none()
-        && found.backoff.is_empty()
-        && !found.headers_only
-        && (found.priority_policy == PriorityPolicy::None || is_prioritized(found))
-}
-
-/// What of a consumer is not as needed, and how it is needed.
-fn differences(found: &consumer::Config, needed: &consumer::Config) -> String {
-    let fields = |config: &consumer::Config| {
-        [
-            ("deliver_subject", format!("{:?}", config.deliver_subject)),
-            ("deliver_policy", format!("{:?}", config.deliver_policy)),
-            ("ack_policy", format!("{:?}", config.ack_policy)),
-            ("ack_wait", format!("{:?}", config.ack_wait)),
-            ("max_deliver", config.max_deliver.to_string()),
-            ("max_ack_pending", config.max_ack_pending.to_string()),
-            ("filter", format!("{:?} {:?}", config.filter_subject, config.filter_subjects)),
-            ("replay_policy", format!("{:?}", config.replay_policy)),
-            ("headers_only", config.headers_only.to_string()),
-            ("backoff", format!("{:?}", config.backoff)),
-            ("priority_policy", format!("{:?}", config.priority_policy)),
-        ]
-    };
-    let pairs = fields(found).into_iter().zip(fields(needed));
-    let different = pairs.filter(|(found, needed)| found != needed);
-    let different = different
-        .map(|((field, found), (_, needed))| format!("{field}: found {found}, needed {needed}"));
-    different.collect::<Vec<_>>().join("; ")
-}
-
-/// The configuration with which a consumer keeps the order per issue and gives no message up. What
-/// else an operator has set is kept.
-fn as_needed(
-    mut config: consumer::Config,
-    ack_wait: Duration,
-    partition: u8,
-    prioritize: bool,
-) -> consumer::Config {
-    config.filter_subject = partition_filter(partition);
-    config.filter_subjects.clear();
-    config.deliver_policy = DeliverPolicy::All;
-    config.ack_policy = AckPolicy::Explicit;
-    config.ack_wait = ack_wait;
-    config.max_deliver = -1;
-    config.max_ack_pending = 1;
-    config.deliver_subject = None;
-    config.replay_policy = ReplayPolicy::Instant;
-    config.headers_only = false;
-    config.rate_limit = 0;
-    // It would take the place of `ack_wait`.
-    config.backoff.clear();
-    // Limits of a request for messages.
-    (config.max_batch, config.max_bytes, config.max_expires) = (0, 0, Duration::ZERO);
-    if prioritize {
-        config.priority_policy = PriorityPolicy::Prioritized;
-        config.priority_groups = vec![WORKERS_GROUP.into()];
-    } else if !is_prioritized(&config) {
-        // Another policy asks for what our requests do not hold.
-        config.priority_policy = PriorityPolicy::None;
-        config.priority_groups.clear();
-    }
-    config
-}
-
-fn is_prioritized(config: &consumer::Config) -> bool {
-    config.priority_policy == PriorityPolicy::Prioritized
-        && config.priority_groups.iter().any(|group| group == WORKERS_GROUP)
-}
-
-/// Says that partitions do not stay with their workers, because the broker refused it.
-pub fn warn_without_priorities() {
-    warn!(
-        parent: None,
-        "the broker refused to serve the workers' requests by priority; the consumers are used \
-         without, so a partition may change its worker with each message. \
-         `coordinator create-streams` sets it"
-    );
-}
-
-fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
-    matches!(error.kind(), jetstream::context::ConsumerInfoErrorKind::NotFound)
-}
-
-/// Creates everything: streams, bucket and consumers. For an operator who lets no
-/// service create anything.
-///
-/// `readers` are names of durable consumers of the changes, one for each subscriber.
-/// They are created here, since a user that may create consumers can make the server
-/// write to any subject.
-pub async fn create_all(
-    js: &jetstream::Context,
-    settings: &StreamsSettings,
-    ack_wait: Duration,
-    prioritize: bool,
-    readers: &[String],
-) -> Result<(), StreamsError> {
-    let mut refused = false;
-    let findings = Findings::default();
-    let streams = Streams { js, settings, findings: &findings };
-    let events = streams.events().await?;
-    let changes = streams.changes().await?;
-    streams.dead_letters().await?;
-    streams.issue_state().await?;
-    for partition in 0..PARTITIONS {
-        let made = partition_consumer(&events, settings, ack_wait, partition, prioritize).await?;
-        refused |= made.refused;
-    }
-    if refused {
-        warn_without_priorities();
-    }
-    for name in readers {
-        let reader = pull::Config {
-            durable_name: Some(name.clone()),
-            ack_policy: AckPolicy::Explicit,
-            num_replicas: settings.stream_replicas,
-            ..pull::Config::default()
-        };
-        // An existing consumer may have another configuration, and is left as it is.
-        let there = changes.get_or_create_consumer(name, reader).await;
-        there.map_err(|error| StreamsError::Consumer(name.clone(), error))?;
-    }
-    let unfit = findings.unfit();
-    if unfit.is_empty() { Ok(()) } else { Err(StreamsError::Unfit(unfit.join("; "))) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -544,6 +394,7 @@ mod tests {
             stream_max_age_secs: Duration::from_secs(1000),
             dedup_window_secs: Duration::from_secs(100),
             stream_max_bytes: 0,
+            partitions: Partitions::DEFAULT,
         };
         let stream = stream_config(&settings, EVENTS, EVENTS_PREFIX, DiscardPolicy::New);
         assert_eq!((stream.name.as_str(), stream.max_bytes), (EVENTS, -1));
@@ -558,6 +409,7 @@ mod tests {
             stream_max_age_secs: Duration::from_secs(1000),
             dedup_window_secs: Duration::from_secs(100),
             stream_max_bytes: 0,
+            partitions: Partitions::DEFAULT,
         }
     }
 

@@ -44,7 +44,17 @@ macro_rules! show_as_displayed {
     };
 }
 
-show_as_displayed!(bool, f64, i64, IpAddr, String, u16, u64, usize);
+show_as_displayed!(
+    contract::partitions::Partitions,
+    bool,
+    f64,
+    i64,
+    IpAddr,
+    String,
+    u16,
+    u64,
+    usize
+);
 
 impl Show for Duration {
     fn show(&self) -> String {
