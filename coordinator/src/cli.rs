@@ -137,7 +137,7 @@ pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn ended(result: &Result<()>) -> ExitCode {
     match result {
         Err(error) if output::reader_is_gone(error) => return ExitCode::SUCCESS,
-        Err(error) => eprintln!("coordinator: {}", format!("{error:#}").replace(['\r', '\n'], " ")),
+        Err(error) => output::error_line(&format!("{error:#}").replace(['\r', '\n'], " ")),
         Ok(()) => {}
     }
     role::exit_code(result)

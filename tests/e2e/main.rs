@@ -5,8 +5,10 @@ mod abuse;
 mod affinity;
 #[cfg(target_os = "linux")]
 mod broker_roles;
+mod broker_tls;
 mod cluster;
 mod coordinator;
+mod hostile_messages;
 mod http;
 mod outages;
 mod repartition;

@@ -225,8 +225,12 @@ async fn what_is_refused_is_parked_and_judged_against_the_truth_when_redriven() 
     system.settled(3).await;
     let expected = ["assigned +bot", "unassigned -bot", "closed"];
     assert_eq!(summaries(&system).await, expected);
-    let again =
-        dead_letter::redrive(&headers(Some(&letter.headers)), letter.payload, letter.sequence);
+    let again = dead_letter::redrive(
+        &headers(Some(&letter.headers)),
+        letter.payload,
+        letter.sequence,
+        Partitions::DEFAULT,
+    );
     let again = again.expect("a dead letter");
     let published = system
         .js

@@ -2,6 +2,7 @@
 //! deliveries, and waiting on conditions with a deadline.
 
 pub mod bus;
+pub mod certificates;
 pub mod check;
 pub mod gitea;
 pub mod load;

@@ -86,14 +86,30 @@ impl Nats {
         self.extra = extra.into();
     }
 
+    /// Sets the options of clients that may do everything.
+    pub fn set_options(&mut self, options: impl Fn() -> ConnectOptions + Send + Sync + 'static) {
+        self.options = Arc::new(options);
+    }
+
     /// Starts the server, always on the same port and directory. Kills it before if it runs.
     pub async fn restart(&mut self) {
+        self.start_process(&format!("jetstream {{ store_dir: {:?} }}", self.store)).await;
+        // JetStream answers only a moment after the port is open.
+        let client = self.client().await;
+        let jetstream = async_nats::jetstream::new(client);
+        wait::until("JetStream to answer", || async { jetstream.query_account().await.ok() }).await;
+    }
+
+    /// Like [`Nats::restart`], with core NATS alone.
+    pub async fn restart_without_jetstream(&mut self) {
+        self.start_process("").await;
+        self.client().await;
+    }
+
+    async fn start_process(&mut self, jetstream: &str) {
         self.kill();
         let config = self.store.with_extension("conf");
-        let text = format!(
-            "listen: \"127.0.0.1:{}\"\njetstream {{ store_dir: {:?} }}\n{}\n",
-            self.port, self.store, self.extra
-        );
+        let text = format!("listen: \"127.0.0.1:{}\"\n{jetstream}\n{}\n", self.port, self.extra);
         std::fs::write(&config, text).expect("write the configuration");
         let log = std::fs::File::create(self.store.with_extension("log")).expect("log file");
         let child = Command::new(binary().await)
@@ -105,10 +121,6 @@ impl Nats {
             .spawn()
             .expect("start nats-server");
         self.child = Some(child);
-        // JetStream answers only a moment after the port is open.
-        let client = self.client().await;
-        let jetstream = async_nats::jetstream::new(client);
-        wait::until("JetStream to answer", || async { jetstream.query_account().await.ok() }).await;
     }
 
     /// Kills the server with SIGKILL, if it runs.

@@ -5,9 +5,18 @@ use async_nats::jetstream::{
     message::StreamMessage,
     stream::{RawMessageErrorKind, Stream},
 };
-use contract::{dead_letter, envelope::Headers, names, timestamp::Timestamp};
+use contract::{
+    dead_letter::{self, RedriveError},
+    envelope::Headers,
+    names,
+    partitions::Partitions,
+    timestamp::Timestamp,
+};
 use serde_json::{Map, Value, json};
-use service::broker::{Session, message::headers, streams::is_missing};
+use service::{
+    broker::{Session, message::headers, repartition::Stored, streams::is_missing},
+    printable,
+};
 
 use super::{connect::BrokerArgs, output};
 
@@ -57,11 +66,11 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
         Command::List => print_list(&list(stream.as_ref()).await?, args.json),
         Command::Show { sequence } => {
             let message = message(stream.as_ref(), *sequence).await?;
-            output::line(&if args.json {
-                full_json(&message).to_string()
+            if args.json {
+                output::json_line(&full_json(&message))?;
             } else {
-                full(&message)
-            })?;
+                output::lines(&full(&message))?;
+            }
             Ok(())
         }
         Command::Redrive { sequence: Some(sequence), .. } => {
@@ -70,8 +79,20 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
         Command::Redrive { sequence: None, .. } => {
             // Listed before, so that a message that fails again is not redriven without end.
             let letters = list(stream.as_ref()).await?;
+            let mut refused = 0;
             for letter in &letters {
-                redrive(&session, stream.as_ref(), letter.sequence, args.json).await?;
+                let redriven = redrive(&session, stream.as_ref(), letter.sequence, args.json).await;
+                // One that is refused leaves the others.
+                match redriven {
+                    Err(error) if error.is::<RedriveError>() => {
+                        output::error_line(&format!("{error:#}"));
+                        refused += 1;
+                    }
+                    redriven => redriven?,
+                }
+            }
+            if refused > 0 {
+                bail!("{refused} of {} dead letters are not published again", letters.len());
             }
             if letters.is_empty() && !args.json {
                 output::line("no dead letters")?;
@@ -152,7 +173,11 @@ async fn list(stream: Option<&Stream>) -> Result<Vec<Letter>> {
 
 fn print_list(letters: &[Letter], json: bool) -> Result<()> {
     for letter in letters {
-        output::line(&if json { Value::Object(letter.json()).to_string() } else { letter.line() })?;
+        if json {
+            output::json_line(&letter.json().into())?;
+        } else {
+            output::line(&letter.line())?;
+        }
     }
     if letters.is_empty() && !json {
         output::line("no dead letters")?;
@@ -188,7 +213,7 @@ fn full(message: &StreamMessage) -> String {
     lines.push(String::new());
     lines.push(match output::json(&message.payload) {
         Value::String(text) => text,
-        json => format!("{json:#}"),
+        json => printable::json(&format!("{json:#}")).into_owned(),
     });
     lines.join("\n")
 }
@@ -209,19 +234,13 @@ async fn redrive(
     json: bool,
 ) -> Result<()> {
     let dead = message(stream, sequence).await?;
-    let Some(envelope) =
-        dead_letter::redrive(&headers(Some(&dead.headers)), dead.payload.to_vec(), sequence)
-    else {
-        bail!("dead letter {sequence} does not say where it came from");
-    };
-    if envelope.payload.is_empty() {
-        bail!(
-            "dead letter {sequence} has no payload, since it was too large for the stream of dead \
-             letters; message {} of {} holds it",
-            headers(Some(&dead.headers)).get(dead_letter::SEQUENCE).unwrap_or("?"),
-            names::EVENTS
-        );
-    }
+    let envelope = dead_letter::redrive(
+        &headers(Some(&dead.headers)),
+        dead.payload.to_vec(),
+        sequence,
+        partitions(session).await?,
+    )
+    .with_context(|| format!("dead letter {sequence} is not published again"))?;
     let subject = envelope.subject.clone();
     let ack = session
         .publish(envelope, names::EVENTS)
@@ -233,12 +252,24 @@ async fn redrive(
             .await
             .with_context(|| format!("remove dead letter {sequence}, which was published again"))?;
     }
-    output::line(&if json {
-        json!({ "redriven": sequence, "subject": subject, "sequence": ack.sequence }).to_string()
+    if json {
+        let redriven =
+            json!({ "redriven": sequence, "subject": subject, "sequence": ack.sequence });
+        output::json_line(&redriven)?;
     } else {
-        format!("redriven {sequence} to {subject} as {}", ack.sequence)
-    })?;
+        output::line(&format!("redriven {sequence} to {subject} as {}", ack.sequence))?;
+    }
     Ok(())
+}
+
+/// The number of partitions of the stream of events.
+async fn partitions(session: &Session) -> Result<Partitions> {
+    let events = session.jetstream.get_stream(names::EVENTS).await;
+    let stored = Stored::of(&events.context("look up the stream of events")?.cached_info().config);
+    if stored.next.is_some() {
+        bail!("the stream of events has {stored}; redrive once that is done");
+    }
+    Ok(stored.partitions)
 }
 
 fn timestamp(unix_nanos: i128) -> Timestamp {

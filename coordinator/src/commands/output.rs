@@ -4,10 +4,30 @@ use std::io::{self, Write};
 
 use contract::timestamp::Timestamp;
 use serde_json::Value;
+use service::printable;
 
-/// Prints a line. Unlike `println!`, which panics, this returns a closed pipe as
-/// an error.
+/// Prints a line, harmless for a terminal. Unlike `println!`, which panics, this returns a closed
+/// pipe as an error.
 pub(crate) fn line(text: &str) -> io::Result<()> {
+    write(&printable::line(text))
+}
+
+/// Prints several lines, harmless for a terminal.
+pub(crate) fn lines(text: &str) -> io::Result<()> {
+    write(&printable::lines(text))
+}
+
+/// Prints a line of JSON, harmless for a terminal.
+pub(crate) fn json_line(value: &Value) -> io::Result<()> {
+    write(&printable::json(&value.to_string()))
+}
+
+/// Prints a line about an error, harmless for a terminal.
+pub(crate) fn error_line(text: &str) {
+    eprintln!("coordinator: {}", printable::line(text));
+}
+
+fn write(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.write_all(b"\n")?;

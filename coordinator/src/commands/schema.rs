@@ -17,7 +17,7 @@ pub(crate) enum Subject {
 
 /// Prints the schema.
 pub(crate) fn main(subject: Subject) -> Result<()> {
-    output::line(&text(subject)?)?;
+    output::lines(&text(subject)?)?;
     Ok(())
 }
 

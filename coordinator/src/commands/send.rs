@@ -118,9 +118,11 @@ pub(crate) async fn main(args: &SendArgs) -> Result<()> {
     let secret = args.secret(instance.as_ref())?;
     let delivery = args.delivery(&secret).await?;
     let answer = post(&url, &delivery).await?;
-    let lines =
-        if args.json { answer.json(&delivery).to_string() } else { answer.lines(&delivery, &url) };
-    output::line(&lines)?;
+    if args.json {
+        output::json_line(&answer.json(&delivery))?;
+    } else {
+        output::lines(&answer.lines(&delivery, &url))?;
+    }
     match answer.status {
         200..300 => Ok(()),
         status => bail!("ingest did not take the delivery: {status} {}", answer.message()),

@@ -1,6 +1,6 @@
 //! `coordinator tail`: changes, or events, as they happen.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::{
@@ -113,14 +113,14 @@ impl TailArgs {
                             let start_sequence = info.stream_sequence + 1;
                             begin = DeliverPolicy::ByStartSequence { start_sequence };
                         }
-                        output::line(&self.line(&message))?;
+                        self.print(&message)?;
                     }
                     Some(Err(error)) => break Some(error.to_string()),
                     None => break Some("the broker ended it".to_owned()),
                 }
             };
             if let Some(cause) = interruption {
-                eprintln!("coordinator: reading was interrupted ({cause}); going on");
+                output::error_line(&format!("reading was interrupted ({cause}); going on"));
             }
             sleep(RESUME_DELAY).await;
         }
@@ -171,16 +171,18 @@ impl TailArgs {
             .collect())
     }
 
-    fn line(&self, message: &jetstream::Message) -> String {
+    fn print(&self, message: &jetstream::Message) -> io::Result<()> {
         if self.json {
-            return output::json(&message.payload).to_string();
+            return output::json_line(&output::json(&message.payload));
         }
         let line = if self.events {
             read_event(&message.payload).map(|event| event_line(&event))
         } else {
             read_change(&message.payload).map(|change| change_line(&change))
         };
-        line.unwrap_or_else(|error| format!("{}  cannot be read: {error}", message.subject))
+        output::line(
+            &line.unwrap_or_else(|error| format!("{}  cannot be read: {error}", message.subject)),
+        )
     }
 }
 
@@ -204,7 +206,7 @@ async fn stream(js: &jetstream::Context, name: &str) -> Result<(Stream, bool)> {
             Ok(stream) => return Ok((stream, was_there)),
             Err(error) if is_missing(&error) => {
                 if was_there {
-                    eprintln!("coordinator: stream {name} is not there yet; waiting for it");
+                    output::error_line(&format!("stream {name} is not there yet; waiting for it"));
                 }
                 was_there = false;
                 sleep(STREAM_LOOK_INTERVAL).await;

@@ -18,6 +18,19 @@ use crate::{
 /// Header of the message id, by which a stream drops duplicates.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 
+/// Names of all headers of an event or a change.
+pub const HEADERS: [&str; 9] = [
+    MESSAGE_ID,
+    "ce-specversion",
+    "ce-id",
+    "ce-source",
+    "ce-type",
+    "ce-subject",
+    "ce-time",
+    "content-type",
+    TRACEPARENT,
+];
+
 /// Characters that CloudEvents requires to be escaped in a header (HTTP binding 1.0.2,
 /// section 3.1.3.2).
 const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');

@@ -10,6 +10,7 @@ pub mod causes;
 pub mod jobs;
 pub mod log_limit;
 pub mod operator;
+pub mod printable;
 pub mod role;
 pub mod secret;
 pub mod server;

@@ -149,7 +149,8 @@ impl Telemetry {
         crates: &'static [&'static str],
     ) -> Result<Self, TelemetryError> {
         // A pipe that nobody reads must not stop deliveries, so lines beyond the limit are dropped.
-        let stdout = GatheringWriter::new(std::io::stdout());
+        let stdout =
+            GatheringWriter::new(std::io::stdout(), settings.log_format == LogFormat::Json);
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(WAITING_LINES)

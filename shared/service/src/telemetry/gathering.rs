@@ -6,28 +6,35 @@ use std::{
     time::Duration,
 };
 
+use crate::printable;
+
 /// How long lines may gather after a write.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// Writes a line at once after a quiet time. Lines that follow closely share the next write. While
 /// they gather, a thread that logs need not wake the writing thread, which is most of the cost of
 /// a log line.
-pub(super) struct GatheringWriter<W: Write>(BufWriter<W>);
+pub(super) struct GatheringWriter<W: Write> {
+    output: BufWriter<W>,
+    is_json: bool,
+}
 
 impl<W: Write> GatheringWriter<W> {
-    pub(super) fn new(output: W) -> Self {
-        Self(BufWriter::new(output))
+    pub(super) fn new(output: W, is_json: bool) -> Self {
+        Self { output: BufWriter::new(output), is_json }
     }
 }
 
 impl<W: Write> Write for GatheringWriter<W> {
+    /// Called with whole lines.
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        self.0.write(bytes)
+        self.output.write_all(&printable::log_line(bytes, self.is_json))?;
+        Ok(bytes.len())
     }
 
     /// Called when no line waits.
     fn flush(&mut self) -> Result<()> {
-        self.0.flush()?;
+        self.output.flush()?;
         wait_for_more();
         Ok(())
     }
@@ -48,7 +55,7 @@ mod tests {
     #[test]
     fn lines_wait_for_the_flush_and_then_go_out_as_one() {
         let (mut reader, writer) = std::io::pipe().expect("pipe");
-        let mut writer = GatheringWriter::new(writer);
+        let mut writer = GatheringWriter::new(writer, false);
         for line in ["first\n", "second\n"] {
             writer.write_all(line.as_bytes()).expect("room");
         }
