@@ -3,7 +3,9 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
+};
 use ingest::{Ingest, settings::IngestArgs};
 use service::{
     operator::OperatorArgs,
@@ -109,6 +111,12 @@ pub fn main() -> ExitCode {
 /// Runs the command line `args`, whose first item is the program's name.
 pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
     let parsed = command().try_get_matches_from(args);
+    if let Ok(matches) = &parsed {
+        let problems = secret_flags(&command(), matches);
+        if !problems.is_empty() {
+            return ended(&Err(SettingsError(problems).into()));
+        }
+    }
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
@@ -141,6 +149,37 @@ fn ended(result: &Result<()>) -> ExitCode {
         Ok(()) => {}
     }
     role::exit_code(result)
+}
+
+/// The secrets among the flags, which everybody on the machine can see while the process runs.
+fn secret_flags(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<String> {
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let text = |id: &str| matches.try_get_one::<String>(id).ok().flatten();
+    let mut problems = Vec::new();
+    for setting in command.get_arguments() {
+        let (Some(variable), Some(flag)) = (setting.get_env(), setting.get_long()) else {
+            continue;
+        };
+        let (variable, id) = (variable.display(), setting.get_id().as_str());
+        if !is_given(id) {
+            continue;
+        }
+        if setting.is_hide_set() {
+            problems.push(format!(
+                "--{flag} shows a secret to everybody on this machine; set {variable} or {variable}_FILE"
+            ));
+        } else if text(id).is_some_and(|text| text.contains('@')) {
+            problems.push(format!(
+                "--{flag} holds a login that everybody on this machine can see; set {variable}"
+            ));
+        }
+    }
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        problems.extend(secret_flags(command, matches));
+    }
+    problems
 }
 
 /// The settings among `variables` that are no text. clap refuses them without saying which.
@@ -225,6 +264,29 @@ mod tests {
             not_utf8(&command(), variables.into_iter()),
             ["GITEA_WEBHOOK_SECRET is not UTF-8", "NATS_PORT is not UTF-8"]
         );
+    }
+
+    #[test]
+    fn a_secret_among_the_flags_is_refused_wherever_it_stands() {
+        for (args, expected) in [
+            (&["ingest", "--gitea-webhook-secret", "s"][..], Some("set GITEA_WEBHOOK_SECRET or")),
+            (&["--gitea-webhook-secret", "s"], Some("--gitea-webhook-secret shows a secret")),
+            (&["up", "--nats-password", "s"], Some("set NATS_PASSWORD or NATS_PASSWORD_FILE")),
+            (&["tail", "--nats-url", "nats://u:p@h"], Some("--nats-url holds a login")),
+            (&["dead-letters", "list", "--nats-password", "s"], Some("set NATS_PASSWORD or")),
+            (&["ingest", "--gitea-webhook-secret-file", "s", "--nats-url", "nats://h"], None),
+        ] {
+            let args = [&["coordinator"], args].concat();
+            let matches = command().try_get_matches_from(args).expect("good arguments");
+            let problems = secret_flags(&command(), &matches);
+            match expected {
+                None => assert_eq!(problems, [""; 0]),
+                Some(part) => {
+                    let line = problems.join("; ");
+                    assert!(line.contains(part), "{line}");
+                }
+            }
+        }
     }
 
     #[test]

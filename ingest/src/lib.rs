@@ -65,6 +65,9 @@ impl Ingest {
     /// The step that failed: the port, the journal, the thread for large bodies, or the broker's
     /// files.
     pub async fn start(settings: &IngestSettings, host: &Host) -> Result<Self> {
+        if settings.takes_short_secret {
+            warn!("a secret of the webhook is so short that it can be found by trying");
+        }
         let bound = Server::bind(settings.address, settings.limits.clone()).await;
         let server = role::listen("PORT", bound, || settings.address)?;
         let mut tasks = Tasks::default();

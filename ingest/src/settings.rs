@@ -10,7 +10,7 @@ use service::{
     role::CommonSettings,
     secret::Secret,
     server::Limits,
-    settings::{Problems, address, directory, number, path, port, secret, secs, text},
+    settings::{Problems, address, directory, number, path, port, secret, secs, switch, text},
 };
 
 use crate::{
@@ -32,11 +32,13 @@ service::settings! {
             "Address that the webhook listens on";
         port: u16 = "PORT" or "8000" = 8000, port, "Port that the webhook listens on; 0 for any";
         gitea_webhook_secret: Option<Secret> = "GITEA_WEBHOOK_SECRET", secret, "Secret of the webhook in Gitea";
-        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret";
+        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret; or the secret in GITEA_WEBHOOK_SECRET";
         gitea_webhook_secret_previous: Option<Secret> = "GITEA_WEBHOOK_SECRET_PREVIOUS", secret,
             "Former secret, still taken during a rotation";
         gitea_webhook_secret_previous_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", path,
             "File that holds the former secret";
+        allow_short_secret: bool = "ALLOW_SHORT_SECRET" or "false" = false, switch,
+            "Take a secret of fewer than 16 bytes, for an old webhook";
         data_dir: PathBuf = "DATA_DIR" or "data" = DEFAULT_DATA_DIR.into(), directory, "Directory of the journal";
         max_body_bytes: usize = "MAX_BODY_BYTES" or "16777216" = 16 * MIB as usize, number(1024, GIB as usize),
             "Largest body of a delivery, in bytes";
@@ -72,6 +74,8 @@ pub struct IngestSettings {
     pub secret: Secret,
     /// The former secret, during a rotation.
     pub previous_secret: Option<Secret>,
+    /// Whether one of them is so short that it can be found by trying.
+    pub takes_short_secret: bool,
     /// Limits on clients.
     pub limits: Limits,
     /// Limits on request bodies.
@@ -102,21 +106,25 @@ impl IngestArgs {
                  so what is offered again could be stored twice",
             );
         }
-        IngestSettings {
-            common,
-            address: SocketAddr::new(own.host, own.port),
-            secret: problems
-                .secret(
-                    "GITEA_WEBHOOK_SECRET",
-                    &self.gitea_webhook_secret,
-                    &self.gitea_webhook_secret_file,
-                )
-                .unwrap_or_else(|| Secret::new("")),
-            previous_secret: problems.secret(
+        let [(secret, secret_is_short), (previous_secret, previous_is_short)] = [
+            ("GITEA_WEBHOOK_SECRET", &self.gitea_webhook_secret, &self.gitea_webhook_secret_file),
+            (
                 "GITEA_WEBHOOK_SECRET_PREVIOUS",
                 &self.gitea_webhook_secret_previous,
                 &self.gitea_webhook_secret_previous_file,
             ),
+        ]
+        .map(|(name, text, file)| {
+            let secret = problems.secret(name, text, file);
+            let is_short = problems.check_strength(name, secret.as_ref(), own.allow_short_secret);
+            (secret, is_short)
+        });
+        IngestSettings {
+            common,
+            address: SocketAddr::new(own.host, own.port),
+            secret: secret.unwrap_or_else(|| Secret::new("")),
+            previous_secret,
+            takes_short_secret: secret_is_short || previous_is_short,
             limits: Limits {
                 header_timeout: own.header_timeout_secs,
                 idle_timeout: own.idle_timeout_secs,
@@ -158,7 +166,10 @@ mod tests {
             settings(&IngestArgs::default()).expect_err("no secret"),
             "GITEA_WEBHOOK_SECRET is required"
         );
-        let args = IngestArgs { gitea_webhook_secret: Some("s".into()), ..IngestArgs::default() };
+        let args = IngestArgs {
+            gitea_webhook_secret: Some("0123456789abcdef".into()),
+            ..IngestArgs::default()
+        };
         let settings = settings(&args).expect("a secret");
         assert_eq!(settings.address.to_string(), "0.0.0.0:8000");
         assert_eq!(settings.bodies.max_bytes, 16 * 1024 * 1024);
@@ -168,16 +179,42 @@ mod tests {
     fn limits_that_contradict_each_other_are_named() {
         let some = |text: &str| Some(text.to_owned());
         let line = settings(&IngestArgs {
-            gitea_webhook_secret: some("s"),
+            gitea_webhook_secret: some("short"),
             host: some("example.com"),
             port: some("70000"),
             max_in_flight_bytes: some("2048"),
             journal_retention_secs: some("86401"),
             ..IngestArgs::default()
         })
-        .expect_err("four are wrong");
-        for name in ["HOST", "PORT", "MAX_IN_FLIGHT_BYTES", "JOURNAL_RETENTION_SECS"] {
+        .expect_err("five are wrong");
+        for name in ["HOST", "PORT", "MAX_IN_FLIGHT_BYTES", "JOURNAL_RETENTION_SECS", "5 bytes"] {
             assert!(line.contains(name), "{name} is missing in: {line}");
+        }
+    }
+
+    #[test]
+    fn a_short_secret_is_taken_only_if_that_is_said() {
+        for (secret, previous, allowed, expected) in [
+            ("0123456789abcdef", "", "", Ok(false)),
+            ("0123456789abcdef", "old", "true", Ok(true)),
+            ("old", "", "true", Ok(true)),
+            ("0123456789abcdef", "old", "", Err("GITEA_WEBHOOK_SECRET_PREVIOUS has 3 bytes")),
+            ("old", "", "", Err("GITEA_WEBHOOK_SECRET has 3 bytes")),
+            ("CHANGE-ME", "", "true", Err("GITEA_WEBHOOK_SECRET is a placeholder")),
+        ] {
+            let args = IngestArgs {
+                gitea_webhook_secret: Some(secret.into()),
+                gitea_webhook_secret_previous: Some(previous.into()),
+                allow_short_secret: Some(allowed.into()),
+                ..IngestArgs::default()
+            };
+            match (settings(&args), expected) {
+                (Ok(settings), Ok(short)) => assert_eq!(settings.takes_short_secret, short),
+                (Err(line), Err(part)) => {
+                    assert!(line.contains(part) && line.contains("openssl rand"), "{line}");
+                }
+                (found, _) => panic!("{secret} {previous}: {found:?}"),
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 /// URL at which there is no broker.
 const NOWHERE: &str = "nats://127.0.0.1:1";
 /// What no line may show.
-const PASSWORD: &str = "p4ssw0rd";
+const PASSWORD: &str = "p4ssw0rd-of-a-test";
 
 /// Runs a service to its end; returns its exit code and its output.
 async fn run(service: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {

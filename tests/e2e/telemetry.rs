@@ -861,7 +861,7 @@ async fn lines_for_people_have_the_same_fields() {
 #[tokio::test]
 async fn no_line_shows_a_payload_a_signature_or_a_secret() {
     const MARKER: &str = "xyzzy-4711";
-    const FORMER_SECRET: &str = "f0rm3r-s3cr3t";
+    const FORMER_SECRET: &str = "f0rm3r-s3cr3t-of-it";
     let (nats, data) = (Nats::start().await, temp_dir());
     let settings = [("LOG_LEVEL", "debug"), ("GITEA_WEBHOOK_SECRET_PREVIOUS", FORMER_SECRET)];
     let ingest = Service::ingest(&nats.url(), data.path(), &settings).await;

@@ -22,7 +22,7 @@ use worker::{
 
 use crate::{
     bus,
-    gitea::{Delivery, SECRET},
+    gitea::{Delivery, RECORDED_SECRET, SECRET},
     nats::Nats,
     wait,
 };
@@ -138,13 +138,15 @@ fn split<'a>(flags: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
 /// The settings of an ingest for tests, with more flags.
 pub fn ingest_config(nats_url: &str, data_dir: &std::path::Path, flags: &[&str]) -> IngestSettings {
     let (of_all, own) = split(flags);
-    let args = IngestArgs {
+    let mut args = IngestArgs {
         host: Some("127.0.0.1".into()),
         port: Some("0".into()),
         gitea_webhook_secret: Some(SECRET.into()),
         data_dir: Some(data_dir.to_str().expect("UTF-8").into()),
+        allow_short_secret: Some("true".into()),
         ..settings(&own)
     };
+    args.gitea_webhook_secret_previous.get_or_insert_with(|| RECORDED_SECRET.into());
     let mut problems = Problems::default();
     let common = common(nats_url, &of_all).check(&mut problems);
     let config = args.settings(common, &mut problems);

@@ -73,7 +73,7 @@ service::settings! {
     /// The secret, from the settings that ingest takes.
     pub struct SecretArgs => SecretTexts {
         gitea_webhook_secret: Option<Secret> = "GITEA_WEBHOOK_SECRET", secret, "Secret of the webhook in Gitea";
-        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret";
+        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret; or the secret in GITEA_WEBHOOK_SECRET";
     }
 }
 

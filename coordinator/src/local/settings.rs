@@ -60,7 +60,7 @@ impl UpArgs {
         let secret_is_given = text(&ingest.gitea_webhook_secret).is_some() || given_file.is_some();
         if !secret_is_given {
             // Replaced by the secret of the data directory before anything starts.
-            ingest.gitea_webhook_secret = Some("not there yet".into());
+            ingest.gitea_webhook_secret = Some("replaced before the start".into());
         }
         let common = common.check(&mut problems);
         let config = UpSettings {
@@ -148,7 +148,7 @@ mod tests {
     fn what_is_given_is_used() {
         let mut args = UpArgs {
             ingest: IngestArgs {
-                gitea_webhook_secret: some("s"),
+                gitea_webhook_secret: some("0123456789abcdef"),
                 data_dir: some("/d"),
                 ..IngestArgs::default()
             },
@@ -157,7 +157,10 @@ mod tests {
         args.common.broker.nats_url = some("nats://n:1");
         let config = args.check().expect("good");
         assert_eq!((config.own_nats_port, config.secret_is_given), (None, true));
-        assert_eq!((config.ingest.secret.expose(), config.secret_file), (&b"s"[..], None));
+        assert_eq!(
+            (config.ingest.secret.expose(), config.secret_file),
+            (&b"0123456789abcdef"[..], None)
+        );
         assert_eq!(config.data_dir, Path::new("/d"));
         assert_eq!(config.ingest.journal.dir, Path::new("/d"));
     }

@@ -43,7 +43,7 @@ crate::settings! {
             "URL of NATS, or several with commas between";
         nats_user: Option<String> = "NATS_USER", any, "User at NATS";
         nats_password: Option<Secret> = "NATS_PASSWORD", secret, "Password at NATS";
-        nats_password_file: Option<PathBuf> = "NATS_PASSWORD_FILE", path, "File that holds the password at NATS";
+        nats_password_file: Option<PathBuf> = "NATS_PASSWORD_FILE", path, "File that holds the password at NATS; or the password in NATS_PASSWORD";
         nats_creds_file: Option<PathBuf> = "NATS_CREDS_FILE", credentials, "Credentials file (.creds) for NATS";
         nats_ca_file: Option<PathBuf> = "NATS_CA_FILE", certificates,
             "Certificates to trust at NATS, PEM; asks for TLS";
@@ -90,6 +90,7 @@ impl BrokerArgs {
         let texts = self.check(problems);
         let password =
             problems.secret("NATS_PASSWORD", &self.nats_password, &self.nats_password_file);
+        problems.check_placeholder("NATS_PASSWORD", password.as_ref());
         let is_set = |value: &Option<String>| text(value).is_some();
         let has_password = is_set(&self.nats_password) || is_set(&self.nats_password_file);
         if is_set(&self.nats_user) != has_password {

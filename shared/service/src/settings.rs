@@ -6,6 +6,7 @@
 
 mod file;
 mod show;
+mod strength;
 mod url;
 
 use std::{
@@ -166,6 +167,8 @@ macro_rules! settings {
                 #[doc = $help]
                 #[arg(
                     long, env = $name, value_name = "VALUE", hide_env_values = true,
+                    // Everybody on the machine sees the flags of a process.
+                    hide = stringify!($type).contains("Secret"),
                     help = concat!($help $(, " [default: ", $shown, "]")?)
                 )]
                 pub $flag: Option<String>,
