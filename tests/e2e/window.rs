@@ -169,8 +169,11 @@ async fn the_fate_of_a_delivery_is_reported_though_its_sender_has_hung_up() {
     }
     let request = [request.as_bytes(), b"\r\n", &delivery.body].concat();
     let mut stream = tokio::net::TcpStream::connect(ingest.address).await.expect("connect");
+    // The whole request and the end of the connection are there at once when ingest reads.
+    ingest.process.signal("STOP");
     tokio::io::AsyncWriteExt::write_all(&mut stream, &request).await.expect("sent");
     drop(stream);
+    ingest.process.signal("CONT");
     locked.execute_batch("ROLLBACK").expect("unlock");
     let line = ingest.process.line_with("delivery accepted").await;
     let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON log line");

@@ -184,7 +184,9 @@ fn http(
         }
     };
     let mut http = http1::Builder::new();
-    http.max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None);
+    // Without half-closes, a request whose sender is gone by the time that it is read would be dropped
+    // before its handler starts, and nothing would report it.
+    http.max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None).half_close(true);
     http.serve_connection(io, service_fn(answer))
 }
 
