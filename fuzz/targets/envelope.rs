@@ -5,6 +5,7 @@ use contract::{
     change::{Change, ChangeKind},
     envelope::{Envelope, EnvelopeError, read_change, read_event},
     event::IssueEvent,
+    partitions::Partitions,
     subject::EventSubject,
 };
 
@@ -14,8 +15,13 @@ const PARENT: &str = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(event) = read_event(data) {
         let parent = PARENT.parse().expect("a traceparent");
-        if let Some(envelope) = made(Envelope::of_event(&event, SOURCE, &parent, Partitions::DEFAULT)) {
-            assert_eq!(EventSubject::parse(&envelope.subject), Ok(EventSubject::of(&event, Partitions::DEFAULT)));
+        if let Some(envelope) =
+            made(Envelope::of_event(&event, SOURCE, &parent, Partitions::DEFAULT))
+        {
+            assert_eq!(
+                EventSubject::parse(&envelope.subject),
+                Ok(EventSubject::of(&event, Partitions::DEFAULT))
+            );
             let back = read_event(&envelope.payload).expect("own payload");
             assert_eq!(without_changes(back), without_changes(event.clone()));
         }
@@ -30,7 +36,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 
 fn change(change: &Change) {
     let parent = PARENT.parse().expect("a traceparent");
-    if let Some(envelope) = made(Envelope::of_change(change, SOURCE, &parent, Partitions::DEFAULT)) {
+    if let Some(envelope) = made(Envelope::of_change(change, SOURCE, &parent)) {
         assert_eq!(envelope.subject.split('.').filter(|token| !token.is_empty()).count(), 6);
         assert_eq!(&read_change(&envelope.payload).expect("own payload"), change);
     }

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use contract::{
     envelope::{self, Envelope},
     event::{IssueEvent, State},
+    partitions::Partitions,
     subject::EventSubject,
 };
 use hmac::{Hmac, KeyInit, Mac};
@@ -23,6 +24,7 @@ use crate::{
         payload::{self, IgnoreReason, Parsed, PayloadError},
         signature::{SecretUsed, SignatureError, Verifier},
     },
+    journal::packed::{self, Packed},
 };
 
 const SECRETS: [(&str, SecretUsed); 2] =
@@ -30,6 +32,15 @@ const SECRETS: [(&str, SecretUsed); 2] =
 const GITEA: &str = "x-gitea-signature";
 const HUB: &str = "x-hub-signature-256";
 const PARENT: &str = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
+
+/// A packed text of the journal, damaged in any way; and any text packed and unpacked.
+pub fn journal(data: &[u8]) {
+    if let Ok(text) = packed::unpack(data) {
+        assert!(text.len() <= data.len() * 255);
+        assert_eq!(packed::unpack(&Packed::new(&text).lz4).expect("own packing"), text);
+    }
+    assert_eq!(packed::unpack(&Packed::new(data).lz4).expect("own packing"), data);
+}
 
 /// Input: header lines, an empty line, the body.
 pub fn verify(data: &[u8]) {

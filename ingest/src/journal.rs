@@ -6,7 +6,7 @@
 //! stay and for how long.
 
 mod known_ids;
-mod packed;
+pub(crate) mod packed;
 mod reader;
 mod schema;
 mod status;

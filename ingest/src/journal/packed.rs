@@ -4,8 +4,10 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use lz4_flex::block::{
-    CompressError, CompressTable, compress_into, compress_into_with_table, get_maximum_output_size,
+    CompressError, CompressTable, DecompressError, compress_into, compress_into_with_table,
+    decompress, get_maximum_output_size,
 };
+use thiserror::Error;
 
 use crate::large::buffer::{SMALL_BYTES, pages};
 
@@ -13,7 +15,7 @@ use crate::large::buffer::{SMALL_BYTES, pages};
 #[derive(Debug)]
 pub(crate) struct Packed {
     /// The text's length (32 bit, little endian), then an LZ4 block.
-    pub(super) lz4: Bytes,
+    pub(crate) lz4: Bytes,
     /// Length of the text, in bytes.
     pub(super) text_bytes: usize,
 }
@@ -70,9 +72,49 @@ fn pack(
     Some(length.len() + compress(text, block).ok()?)
 }
 
+/// The text of a packed one. Its length comes from disk, where it may be damaged. So it is believed
+/// only as far as LZ4 can go: a byte of a block stands for at most 255 of the text
+/// (LZ4 Block Format, "Linear small-integer code").
+pub(crate) fn unpack(packed: &[u8]) -> Result<Vec<u8>, UnpackError> {
+    let (prefix, block) = packed.split_first_chunk().ok_or(UnpackError::NoLength)?;
+    let length = u32::from_le_bytes(*prefix) as usize;
+    if length > block.len().saturating_mul(255) {
+        return Err(UnpackError::Length(length));
+    }
+    let text = decompress(block, length)?;
+    if text.len() == length { Ok(text) } else { Err(UnpackError::Length(length)) }
+}
+
+/// Why a packed text cannot be read.
+#[derive(Debug, Error)]
+pub(crate) enum UnpackError {
+    #[error("it has no length")]
+    NoLength,
+    #[error("it cannot have {0} bytes")]
+    Length(usize),
+    #[error("unpack the block")]
+    Block(#[from] DecompressError),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_length_takes_no_memory() {
+        for packed in [
+            &[][..],
+            &[1, 0, 0],
+            &[255, 255, 255, 255],
+            &[255, 255, 255, 255, 0x10, b'a'],
+            // A block of one byte that says that it has two.
+            &[2, 0, 0, 0, 0x10, b'a'],
+            &[0, 0, 0, 0, 0x10, b'a'],
+        ] {
+            assert!(unpack(packed).is_err(), "{packed:?}");
+        }
+        assert_eq!(unpack(&[1, 0, 0, 0, 0x10, b'a']).expect("a block"), b"a");
+    }
 
     #[test]
     fn texts_of_any_size_unpack_to_what_they_were() {
@@ -82,7 +124,7 @@ mod tests {
             let text: Vec<u8> = (0..bytes).map(|n| (n * n / 7) as u8).collect();
             let packed = Packed::new(&text);
             assert_eq!(packed.text_bytes, bytes);
-            let unpacked = lz4_flex::decompress_size_prepended(&packed.lz4).expect("an LZ4 block");
+            let unpacked = unpack(&packed.lz4).expect("an LZ4 block");
             assert!(unpacked == text, "{bytes} bytes");
         }
     }

@@ -4,9 +4,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use contract::{event::IssueEvent, timestamp::Timestamp, traceparent::Traceparent};
 use rusqlite::{Connection, OpenFlags, Row};
+use service::causes::Causes;
 use uuid::Uuid;
 
-use super::{JournalError, tail::Tail, window};
+use super::{JournalError, packed::unpack, tail::Tail, window};
 use crate::delivery::Delivery;
 
 /// The issue of an entry. It is identified by the repository's id and not its name, because a
@@ -125,9 +126,9 @@ fn entry(row: &Row<'_>) -> Result<Entry, JournalError> {
     let family: String = row.get(8).map_err(read)?;
     let packed = row.get_ref(9).map_err(read)?.as_blob();
     let packed = packed.map_err(|e| read(e.into()))?;
-    let (text_bytes, content) = match lz4_flex::decompress_size_prepended(packed) {
+    let (text_bytes, content) = match unpack(packed) {
         Ok(text) => (text.len(), Content::Text(text)),
-        Err(error) => (0, Content::Unreadable(format!("its body is damaged: {error}"))),
+        Err(error) => (0, Content::Unreadable(format!("its body is damaged: {}", Causes(&error)))),
     };
     let stored_at: Option<i64> = row.get(10).map_err(read)?;
     Ok(Entry {
