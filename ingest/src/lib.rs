@@ -68,7 +68,7 @@ impl Ingest {
         if settings.takes_short_secret {
             warn!("a secret of the webhook is so short that it can be found by trying");
         }
-        let bound = Server::bind(settings.address, settings.limits.clone()).await;
+        let bound = Server::bind("webhook", settings.address, settings.limits.clone()).await;
         let server = role::listen("PORT", bound, || settings.address)?;
         let mut tasks = Tasks::default();
         let journal = Journal::open(&settings.journal, &mut tasks)
@@ -85,7 +85,8 @@ impl Ingest {
         let webhook = Webhook::new(settings, large, journal.clone(), Arc::clone(&instruments));
         let router = webhook.router(Arc::clone(&health));
         let (address, drain_timeout) = (server.address(), settings.common.drain_timeout);
-        tasks.spawn(WEBHOOK, server.run_until(router, host.stop.clone(), drain_timeout));
+        let (meter, stop) = (host.meter.clone(), host.stop.clone());
+        tasks.spawn(WEBHOOK, server.run_until(router, meter, stop, drain_timeout));
         let stop_relay = CancellationToken::new();
         let relay = Relay::new(settings, journal.clone(), broker.clone(), instruments, findings);
         let check = {

@@ -45,7 +45,9 @@ service::settings! {
         max_in_flight_bytes: usize = "MAX_IN_FLIGHT_BYTES" or "33554432" = 32 * MIB as usize, number(1024, 64 * GIB as usize),
             "Bytes of bodies in memory at once; beyond it deliveries get 503";
         max_connections: usize = "MAX_CONNECTIONS" or "1024" = 1024, number(1, 1 << 20),
-            "Connections at once; more wait to be accepted";
+            "Connections at once; for a newer one the one goes that has been silent for longest";
+        max_connections_per_address: Option<usize> = "MAX_CONNECTIONS_PER_ADDRESS", number(0, 1 << 20),
+            "Connections of one address at once, half of MAX_CONNECTIONS if unset; 0 for no limit, as behind a proxy";
         header_timeout_secs: Duration = "HEADER_TIMEOUT_SECS" or "10" = TEN_SECS, secs(1, 3600),
             "How long a request's headers may take, and how long a stranger's connection may rest";
         body_timeout_secs: Duration = "BODY_TIMEOUT_SECS" or "10" = TEN_SECS, secs(1, 3600),
@@ -130,6 +132,11 @@ impl IngestArgs {
                 idle_timeout: own.idle_timeout_secs,
                 write_timeout: own.write_timeout_secs,
                 max_connections: own.max_connections,
+                max_connections_per_address: match own.max_connections_per_address {
+                    None => own.max_connections.div_ceil(2),
+                    Some(0) => usize::MAX,
+                    Some(most) => most,
+                },
             },
             bodies: BodySettings {
                 max_bytes: own.max_body_bytes,

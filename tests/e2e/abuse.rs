@@ -22,7 +22,7 @@ use tests::{
     nats::Nats,
     process::Process,
     services::ingest_with,
-    system::{total, try_send},
+    system::{System, total, try_send},
     temp_dir,
     usage::{Usage, allow_descriptors_up_to},
     wait,
@@ -565,4 +565,170 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
     let events: BTreeSet<_> =
         bus::events(&js).await.into_iter().map(|event| event.delivery.id).collect();
     assert!(accepted.iter().all(|id| events.contains(id)));
+}
+
+/// Default limit of connections.
+const PLACES: usize = 1024;
+/// Where Gitea is, while the silent ones are at 127.0.0.1.
+const GITEA: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// A delivery that has to wait for a place waits for a timeout of ten seconds. Gitea gives up after
+/// five.
+const QUICK: Duration = Duration::from_secs(4);
+
+/// Connections from 127.0.0.1 that send nothing, or half a head, and are made again when they end.
+struct Silent(#[expect(dead_code, reason = "aborts them when dropped")] JoinSet<()>);
+
+impl Silent {
+    /// Returns once each has connected.
+    async fn start(address: SocketAddr, count: usize) -> Self {
+        let mut all = JoinSet::new();
+        let connected = Arc::new(tokio::sync::Semaphore::new(0));
+        for n in 0..count {
+            let connected = Arc::clone(&connected);
+            all.spawn(async move {
+                loop {
+                    let mut stream = TcpStream::connect(address).await.expect("a connection");
+                    connected.add_permits(1);
+                    if n % 2 == 0 {
+                        let _ = stream.write_all(b"POST /webhook/gitea HTTP/1.1\r\nX-Slow: ").await;
+                    }
+                    let _ = stream.read(&mut [0]).await;
+                    tokio::time::sleep(SLOW).await;
+                }
+            });
+        }
+        let all_connected = connected.acquire_many(count as u32);
+        let _ = wait::within("the silent ones to connect", all_connected).await;
+        Self(all)
+    }
+}
+
+/// A client that opens a connection for each delivery.
+fn gitea() -> reqwest::Client {
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0);
+    client.local_address(std::net::IpAddr::from(GITEA)).build().expect("a client")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_keeps_nobody_out() {
+    allow_descriptors_up_to((4 * PLACES) as u64);
+    // With a share of their own the silent ones displace each other, and without one all.
+    for (flags, share, reason) in [
+        ([].as_slice(), PLACES / 2, "address_share"),
+        (["--max-connections-per-address", "0"].as_slice(), PLACES, "full"),
+    ] {
+        let (nats, data) = (Nats::start().await, temp_dir());
+        let exe = Path::new(env!("CARGO_BIN_EXE_process-under-test"));
+        let ingest = ingest_with(exe, &nats, data.path(), flags);
+        let address = ingest.address_in("ingest listens").await;
+        let silent = Silent::start(address, PLACES + 100).await;
+        all_accepted(&ingest, share).await;
+        let http = gitea();
+        let mut slowest = Duration::ZERO;
+        for number in 1..=50 {
+            let (started, delivery) = (Instant::now(), opened(number));
+            let sending = try_send(&http, address, &delivery);
+            let answer = wait::within("an answer", sending).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{answer:?}");
+            slowest = slowest.max(started.elapsed());
+        }
+        assert!(slowest < QUICK, "{slowest:?}");
+
+        let line = ingest.line_with("places run out").await;
+        let line: Value = serde_json::from_str(&line).expect("a JSON log line");
+        assert_eq!((&line["address"], &line["reason"]), (&json!("127.0.0.1"), &json!(reason)));
+        let operator = ingest.address_in("operator listens").await;
+        let shed = total(operator, "coordinator_connections_shed_total", reason).await;
+        assert!(shed >= 100.0, "{shed}");
+        drop(silent);
+    }
+}
+
+/// Connects and sends these bytes.
+async fn opened_with(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    // The other side may have closed already.
+    let _ = stream.write_all(bytes).await;
+    stream
+}
+
+/// The next bytes of the other side. Empty once it has closed.
+async fn said(stream: &mut TcpStream) -> String {
+    let mut bytes = vec![0; 4096];
+    let read = wait::within("bytes", stream.read(&mut bytes)).await.unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..read]).into_owned()
+}
+
+/// Sends a head on a connection. Its request is in hand once ingest asks for the body.
+async fn begin(stream: &mut TcpStream, delivery: &Delivery) {
+    let line = format!("Content-Length: {}\r\nExpect: 100-continue", delivery.body.len());
+    stream.write_all(&head(delivery, &line)).await.expect("sent");
+    assert!(said(stream).await.starts_with("HTTP/1.1 100 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_in_hand_keeps_its_place_and_who_brought_something_signed_goes_last() {
+    let flags = ["--max-connections", "4", "--max-connections-per-address", "0"];
+    let system = System::start_with(&flags, &[]).await;
+    let address = system.ingest.address;
+    let deliveries: Vec<_> = (1..=8).map(opened).collect();
+    let mut in_hand = opened_with(address, b"").await;
+    begin(&mut in_hand, &deliveries[0]).await;
+    let mut known = opened_with(address, &whole(&deliveries[1])).await;
+    assert!(said(&mut known).await.starts_with("HTTP/1.1 200 "));
+
+    // Many times as many as there are places. Each is closed for a later one.
+    let mut silent = Vec::new();
+    for n in 0..40 {
+        silent.push(opened_with(address, if n % 2 == 0 { b"" } else { b"POST /web" }).await);
+    }
+    for stream in &mut silent[..38] {
+        assert_eq!(said(stream).await, "");
+    }
+    in_hand.write_all(&deliveries[0].body).await.expect("its place");
+    assert!(said(&mut in_hand).await.starts_with("HTTP/1.1 200 "));
+    known.write_all(&whole(&deliveries[2])).await.expect("its place");
+    assert!(said(&mut known).await.starts_with("HTTP/1.1 200 "));
+
+    // All four have a request in hand. A fifth is served once one of them has its answer, which says
+    // that its connection ends.
+    let mut four = vec![in_hand, known, opened_with(address, b"").await];
+    four.push(opened_with(address, b"").await);
+    for (stream, delivery) in four.iter_mut().zip(&deliveries[3..]) {
+        begin(stream, delivery).await;
+    }
+    let mut fifth = opened_with(address, &whole(&deliveries[7])).await;
+    let answer = wait::within("an answer", async {
+        let mut answer = String::new();
+        for (stream, delivery) in four.iter_mut().zip(&deliveries[3..]) {
+            stream.write_all(&delivery.body).await.expect("its place");
+            answer = said(stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        answer
+    });
+    let (_, said) = tokio::join!(answer, said(&mut fifth));
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+    system.settled(8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_uses_all_of_its_share_keeps_no_other_out() {
+    let system = System::start_with(&["--max-connections", "4"], &[]).await;
+    let address = system.ingest.address;
+    // Its bodies are under way, so none of these goes.
+    let mut under_way = Vec::new();
+    for number in [1, 2] {
+        let mut stream = opened_with(address, b"").await;
+        begin(&mut stream, &opened(number)).await;
+        under_way.push(stream);
+    }
+    for _ in 0..8 {
+        let mut stream = opened_with(address, &whole(&opened(3))).await;
+        assert_eq!(said(&mut stream).await, "");
+    }
+    let started = Instant::now();
+    let answer = try_send(&gitea(), address, &opened(4)).await.expect("an answer");
+    assert_eq!((answer.status, started.elapsed() < QUICK), (200, true), "{answer:?}");
+    assert_eq!(system.ingest.total("coordinator_connections_shed_total", "busy").await, 8.0);
 }

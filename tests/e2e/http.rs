@@ -701,8 +701,8 @@ async fn a_head_that_is_too_large_or_no_http_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_connections_than_the_limit_wait_and_are_served_once_a_place_is_free() {
-    let flags = ["--max-connections", "2", "--header-timeout-secs", "1"];
+async fn more_connections_than_the_limit_are_served_one_after_the_other() {
+    let flags = ["--max-connections", "2", "--max-connections-per-address", "0"];
     let system = System::start_with(&flags, &[]).await;
     let started = Instant::now();
     let mut first = Vec::new();
@@ -711,21 +711,21 @@ async fn more_connections_than_the_limit_wait_and_are_served_once_a_place_is_fre
         assert_eq!(raw.answer().await.body["live"], true);
         first.push(raw);
     }
-    // The first two connections are idle. Until they time out, there is no place for these.
-    let waiting = (1..=4).map(|number| {
-        let (system, delivery) = (&system, opened(number));
-        async move {
-            let request =
-                head_with_length(&delivery).replacen("Host", "Connection: close\r\nHost", 1);
-            let mut raw = Raw::opened_with(system, request).await;
-            raw.send(&delivery.body).await;
-            let answer = raw.answer().await;
-            assert_receipt(&answer, delivery.id(), "accepted", json!({}));
-            assert!(ABOUT_A_SECOND.contains(&started.elapsed()), "{:?}", started.elapsed());
-        }
-    });
-    join_all(waiting).await;
-    system.settled(4).await;
+    // The first two connections are idle, so they go at once.
+    let mut rested = Vec::new();
+    for number in 1..=20 {
+        let delivery = opened(number);
+        let request = [head_with_length(&delivery).as_bytes(), &delivery.body].concat();
+        let mut raw = Raw::opened_with(&system, request).await;
+        assert_receipt(&raw.answer().await, delivery.id(), "accepted", json!({}));
+        rested.push(raw);
+    }
+    assert!(started.elapsed() < ABOUT_A_SECOND.end, "{:?}", started.elapsed());
+    for raw in first.iter_mut().chain(&mut rested[..18]) {
+        assert_eq!(raw.rest().await, "");
+    }
+    assert!(rested[18..].iter().all(Raw::is_open));
+    system.settled(20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1001,7 +1001,14 @@ async fn health_is_there_on_the_webhooks_port_too_and_for_get_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_never_read_keep_nobody_out() {
-    let flags = ["--max-connections", "4", "--write-timeout-secs", "1"];
+    let flags = [
+        "--max-connections",
+        "4",
+        "--max-connections-per-address",
+        "0",
+        "--write-timeout-secs",
+        "1",
+    ];
     let system = System::start_with(&flags, &[]).await;
     let requests = format!("{HEALTH}\r\n").repeat(1000);
     let mut deaf = Vec::new();

@@ -101,8 +101,9 @@ pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
         idle_timeout: TIMEOUT,
         write_timeout: TIMEOUT,
         max_connections: MAX_CONNECTIONS,
+        max_connections_per_address: MAX_CONNECTIONS / 2,
     };
-    Server::bind(settings.socket_address(), limits).await
+    Server::bind("operator", settings.socket_address(), limits).await
 }
 
 /// The routes of the operator's listener.

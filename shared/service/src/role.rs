@@ -147,7 +147,8 @@ impl Started {
         let router = operator::router(metrics, checks);
         let (operator_address, operator_stop) = (server.address(), CancellationToken::new());
         let mut operator = Tasks::default();
-        let serving = server.run_until(router, operator_stop.clone(), Duration::from_secs(1));
+        let (meter, stop) = (host.meter.clone(), operator_stop.clone());
+        let serving = server.run_until(router, meter, stop, Duration::from_secs(1));
         operator.spawn("the operator's listener", serving);
         info!(address = %operator_address, "operator listens");
         let drain_timeout = settings.drain_timeout;

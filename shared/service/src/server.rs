@@ -2,6 +2,7 @@
 //! Gitea, probes and Prometheus speak.
 
 mod connection;
+mod places;
 
 use std::{
     convert::Infallible,
@@ -23,15 +24,16 @@ use hyper_util::{
     rt::TokioIo,
     server::graceful::{GracefulConnection, GracefulShutdown},
 };
-use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use opentelemetry::metrics::Meter;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use self::connection::{Connection, Phase};
+use self::{
+    connection::{Connection, Phase},
+    places::{Places, Taken},
+};
 use crate::log_limit::LogLimit;
 
 /// Largest head of a request, in bytes. Gitea's heads are below 1 kB.
@@ -53,36 +55,40 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may leave an answer unread.
     pub write_timeout: Duration,
-    /// Connections at once; more wait to be accepted.
+    /// Connections at once. For a newer one the one goes that has been without a request for
+    /// longest. While all have a request in hand, more wait to be accepted.
     pub max_connections: usize,
+    /// Connections of one address at once. More are closed, those without a request first.
+    pub max_connections_per_address: usize,
 }
 
 /// Extension of a response: the client has authenticated itself, so its connection may be idle for
-/// long. Other connections are closed after the header timeout, so that unknown clients cannot
-/// occupy all of them.
+/// long, and goes last when places run out. Other connections are closed after the header timeout.
 #[derive(Clone, Copy, Debug)]
 pub struct MayRest;
 
 /// A bound port.
 #[derive(Debug)]
 pub struct Server {
+    name: &'static str,
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
 }
 
 impl Server {
-    /// Binds `address`. Connections wait until [`Server::run_until`] accepts them.
+    /// Binds `address`. Connections wait until [`Server::run_until`] accepts them. `name` is the
+    /// listener's in metrics and log lines.
     ///
     /// # Errors
     /// The errors of bind and listen.
-    pub async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+    pub async fn bind(name: &'static str, address: SocketAddr, limits: Limits) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, limits })
+        Ok(Self { name, listener, address, limits })
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -93,8 +99,16 @@ impl Server {
     /// Serves until `stop`. Then goes on for half a second at most, with `Connection: close` in
     /// each answer, so that a client does not send the next request into a closing connection.
     /// Then waits for requests that have begun, for `drain_timeout` at most.
-    pub async fn run_until(self, router: Router, stop: CancellationToken, drain_timeout: Duration) {
-        let Self { listener, limits, .. } = self;
+    pub async fn run_until(
+        self,
+        router: Router,
+        meter: Meter,
+        stop: CancellationToken,
+        drain_timeout: Duration,
+    ) {
+        let Self { name, listener, limits, .. } = self;
+        let (most, share) = (limits.max_connections, limits.max_connections_per_address);
+        let places = Arc::new(Places::new(name, most, share, &meter));
         let connections = Connections {
             router,
             graceful: GracefulShutdown::new(),
@@ -104,7 +118,7 @@ impl Server {
             limits,
         };
         tokio::select! {
-            () = connections.accept(&listener) => {}
+            () = connections.accept(&listener, &places) => {}
             () = connections.notice_of(&stop) => {}
         }
         drop(listener);
@@ -125,14 +139,15 @@ struct Connections {
 }
 
 impl Connections {
-    async fn accept(&self, listener: &TcpListener) {
+    async fn accept(&self, listener: &TcpListener, places: &Arc<Places>) {
         let lines = LogLimit::new();
-        let places = Arc::new(Semaphore::new(self.limits.max_connections));
-        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-            let stream = accepted(listener, &lines).await;
+        loop {
+            let (stream, address) = accepted(listener, &lines).await;
             // An answer is one small packet. Waiting for more data to send would cost 40 ms.
             let _ = stream.set_nodelay(true);
-            self.serve(stream, place);
+            if let Some(place) = places.take(address.ip()).await {
+                self.serve(stream, place);
+            }
         }
     }
 
@@ -143,20 +158,19 @@ impl Connections {
         let _ = tokio::time::timeout(STOP_NOTICE, self.open.wait()).await;
     }
 
-    fn serve(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+    fn serve(&self, stream: TcpStream, place: Taken) {
         let (router, closing) = (self.router.clone(), Arc::clone(&self.closing));
         let (watcher, stop) = (self.graceful.watcher(), self.stop.clone());
         let limits = self.limits.clone();
         self.open.spawn(async move {
-            let speaks = connection::speaks(&stream, limits.header_timeout);
+            let speaks = connection::speaks(&stream, place.place(), limits.header_timeout);
             // A silent client costs a socket, but no buffers.
             if stop.run_until_cancelled(speaks).await == Some(true) {
-                let serving = Box::pin(watcher.watch(http(stream, &limits, router, closing)));
-                if let Err(error) = serving.await {
+                let http = http(stream, place, &limits, router, closing);
+                if let Err(error) = Box::pin(watcher.watch(http)).await {
                     debug!(%error, "a connection broke off");
                 }
             }
-            drop(place);
         });
     }
 }
@@ -164,11 +178,12 @@ impl Connections {
 /// Serves the requests of a connection.
 fn http(
     stream: TcpStream,
+    place: Taken,
     limits: &Limits,
     router: Router,
     closing: Arc<AtomicBool>,
 ) -> impl GracefulConnection<Error = hyper::Error> {
-    let phase = Arc::new(Phase::new(limits));
+    let phase = Arc::new(Phase::new(limits, place));
     let io = TokioIo::new(Connection::new(stream, Arc::clone(&phase)));
     let answer = move |request: Request<Incoming>| {
         phase.begin_request();
@@ -176,7 +191,8 @@ fn http(
         let response = router.clone().oneshot(request);
         async move {
             let mut response = response.await?;
-            if closing.load(Ordering::Relaxed) {
+            // A client that knows of the end sends its next request on another connection.
+            if closing.load(Ordering::Relaxed) || phase.place.is_wanted() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             phase.end_request(response.extensions().get::<MayRest>().is_some());
@@ -190,10 +206,10 @@ fn http(
     http.serve_connection(io, service_fn(answer))
 }
 
-async fn accepted(listener: &TcpListener, lines: &LogLimit) -> TcpStream {
+async fn accepted(listener: &TcpListener, lines: &LogLimit) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) => {
                 if let Some(line) = lines.line(&error.to_string()) {
                     warn!(%error, left_out = line.left_out, "cannot accept a connection");

@@ -1,7 +1,8 @@
 //! A connection that is closed when its client is too slow to send a head, to
-//! send anything at all, or to read its answers.
+//! send anything at all, or to read its answers, and when its place is needed.
 
 use std::{
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,13 +10,17 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::{RecvFlags, recv};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::Limits;
+use super::{
+    Limits,
+    places::{Place, Taken},
+};
 
 /// How long a connection is still read after its timeout. After a stall of this process, timers
 /// fire before the process sees the bytes that have arrived.
@@ -24,6 +29,7 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 /// What a connection waits for, and until when. Shared by its requests and its socket.
 #[derive(Debug)]
 pub(super) struct Phase {
+    pub(super) place: Taken,
     header_timeout: Duration,
     idle_timeout: Duration,
     write_timeout: Duration,
@@ -42,8 +48,9 @@ enum Waits {
 }
 
 impl Phase {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, place: Taken) -> Self {
         Self {
+            place,
             header_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             write_timeout: limits.write_timeout,
@@ -56,10 +63,14 @@ impl Phase {
     }
 
     pub(super) fn begin_request(&self) {
+        self.place.begin_request();
         *self.waits() = Waits::Request;
     }
 
     pub(super) fn end_request(&self, may_rest: bool) {
+        if may_rest {
+            self.place.is_known();
+        }
         let patience = if may_rest { self.idle_timeout } else { self.header_timeout };
         *self.waits() = Waits::Rest { until: Instant::now() + patience };
     }
@@ -69,6 +80,15 @@ impl Phase {
         if let Waits::Rest { .. } = *waits {
             *waits = Waits::Head { until: Instant::now() + self.header_timeout };
         }
+    }
+
+    /// Nothing is left to write. Returns until when the connection may be idle.
+    fn flushed(&self) -> Option<Instant> {
+        let until = self.until();
+        if until.is_some() {
+            self.place.rest();
+        }
+        until
     }
 
     fn until(&self) -> Option<Instant> {
@@ -125,6 +145,9 @@ impl AsyncRead for Connection {
             }
             return Poll::Ready(read);
         }
+        if this.phase.place.place().must_go(cx) && !has_bytes(&this.stream) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let Some(until) = this.phase.until() else { return Poll::Pending };
         ready!(this.reading.poll(cx, until + LAST_LOOK));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -161,7 +184,7 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.write_until = None;
-        if let Some(until) = this.phase.until() {
+        if let Some(until) = this.phase.flushed() {
             let _ = this.reading.poll(cx, until + LAST_LOOK);
         }
         Pin::new(&mut this.stream).poll_flush(cx)
@@ -186,12 +209,23 @@ impl Timer {
     }
 }
 
-/// Whether the client begins to send in time. It peeks, since a socket that was
-/// just accepted counts as readable in any case.
-pub(super) async fn speaks(stream: &TcpStream, patience: Duration) -> bool {
+/// Whether the client begins to send in time, and before its place is needed. It peeks, since a
+/// socket that was just accepted counts as readable in any case.
+pub(super) async fn speaks(stream: &TcpStream, place: &Place, patience: Duration) -> bool {
     let look = async || stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes == 1);
-    match tokio::time::timeout(patience, look()).await {
-        Ok(spoken) => spoken,
-        Err(_) => tokio::time::timeout(LAST_LOOK, look()).await.unwrap_or(false),
+    let must_go = poll_fn(|cx| if place.must_go(cx) { Poll::Ready(()) } else { Poll::Pending });
+    tokio::select! {
+        biased;
+        spoken = tokio::time::timeout(patience, look()) => match spoken {
+            Ok(spoken) => spoken,
+            Err(_) => tokio::time::timeout(LAST_LOOK, look()).await.unwrap_or(false),
+        },
+        () = must_go => has_bytes(stream),
     }
+}
+
+/// Whether bytes have arrived that were not read. It asks the system, since the runtime learns of
+/// them a moment later.
+fn has_bytes(stream: &TcpStream) -> bool {
+    recv(stream, &mut [0], RecvFlags::PEEK).is_ok_and(|(_, bytes)| bytes > 0)
 }
