@@ -2,6 +2,7 @@
 
 pub(crate) mod body;
 mod receiving;
+mod replays;
 pub(crate) mod reply;
 mod stray;
 pub(crate) mod webhook;

@@ -45,6 +45,7 @@ pub(crate) struct Instruments {
     stray_requests: Counter<u64>,
     request_duration: Histogram<f64>,
     signatures: Counter<u64>,
+    replayed_bodies: Counter<u64>,
     sent: Counter<u64>,
     publish_duration: Histogram<f64>,
     publish_failures: Counter<u64>,
@@ -85,6 +86,10 @@ impl Instruments {
                 "coordinator.signatures",
                 "Good signatures by the secret that they were made with",
             ),
+            replayed_bodies: counter(
+                "coordinator.replayed.bodies",
+                "Deliveries accepted under a new id with a body accepted long before",
+            ),
             sent: counter(
                 "messaging.client.sent.messages",
                 "Events that the broker confirmed, first or again",
@@ -108,6 +113,7 @@ impl Instruments {
         for secret in [SecretUsed::Current, SecretUsed::Previous] {
             instruments.signatures.add(0, &[KeyValue::new("secret", <&str>::from(secret))]);
         }
+        instruments.replayed_bodies.add(0, &[]);
         instruments.publish_failures.add(0, &[]);
         instruments
     }
@@ -130,6 +136,10 @@ impl Instruments {
 
     pub(crate) fn signature_matched(&self, secret: SecretUsed) {
         self.signatures.add(1, &[KeyValue::new("secret", <&str>::from(secret))]);
+    }
+
+    pub(crate) fn replayed(&self) {
+        self.replayed_bodies.add(1, &[]);
     }
 
     /// `known`: the broker had already stored the message.

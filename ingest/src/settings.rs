@@ -56,6 +56,8 @@ service::settings! {
             "How long a client may leave an answer unread";
         idle_timeout_secs: Duration = "IDLE_TIMEOUT_SECS" or "120" = Duration::from_secs(120), secs(1, 3600),
             "How long a connection may rest on which a signed delivery came; longer than the client's own limit, which is 90 in Go";
+        replayed_after_secs: Duration = "REPLAYED_AFTER_SECS" or "600" = Duration::from_secs(600), secs(1, 30 * DAY_SECS),
+            "After how long a body that comes again under a new delivery id counts as replayed";
         journal_max_bytes: u64 = "JOURNAL_MAX_BYTES" or "4294967296" = 4 * GIB, number(MIB, u64::MAX),
             "Size of the journal at which deliveries get 503";
         journal_retention_secs: Duration = "JOURNAL_RETENTION_SECS" or "86400" = Duration::from_secs(DAY_SECS), secs(1, 365 * DAY_SECS),
@@ -82,6 +84,8 @@ pub struct IngestSettings {
     pub limits: Limits,
     /// Limits on request bodies.
     pub bodies: BodySettings,
+    /// After how long a body that comes again under a new delivery id counts as replayed.
+    pub replayed_after: Duration,
     /// Location and limits of the journal.
     pub journal: JournalSettings,
 }
@@ -143,6 +147,7 @@ impl IngestArgs {
                 max_in_flight_bytes: own.max_in_flight_bytes,
                 timeout: own.body_timeout_secs,
             },
+            replayed_after: own.replayed_after_secs,
             journal: JournalSettings {
                 dir: own.data_dir,
                 max_bytes: own.journal_max_bytes,

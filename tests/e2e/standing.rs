@@ -204,7 +204,8 @@ async fn an_account_that_requires_a_limit_gets_one_or_is_named_with_the_remedy()
     let options = || ConnectOptions::with_user_and_password("a".into(), "a".into());
     let (nats, data) = (Nats::start_secured(account, options).await, temp_dir());
     let login = ["--nats-user", "a", "--nats-password", "a"];
-    let worker = start_worker(&worker_config(&nats.url(), &login)).await;
+    let none = [&login[..], &["--stream-max-bytes", "0"]].concat();
+    let worker = start_worker(&worker_config(&nats.url(), &none)).await;
     names_as_unfit(&worker, &["set STREAM_MAX_BYTES"]).await;
     worker.stop().await;
 
@@ -258,4 +259,66 @@ async fn a_stream_that_is_unfit_is_named_and_an_operators_limits_are_kept() {
     assert_eq!(changes.cached_info().config.max_bytes, theirs.max_bytes);
     worker.stop().await;
     ingest.stop().await;
+}
+
+async fn limits_of(js: &async_nats::jetstream::Context) -> Vec<i64> {
+    let limits = [names::EVENTS, names::CHANGES, names::DEAD_LETTERS, STATES]
+        .map(async |name| js.get_stream(name).await.expect(name).cached_info().config.max_bytes);
+    futures::future::join_all(limits).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_have_a_limit_by_default_which_leaves_room_on_a_small_broker() {
+    const MIB: i64 = 1 << 20;
+    for (room, limits) in [
+        ("100GB", [2048 * MIB, 2048 * MIB, 2048 * MIB, -1]),
+        ("1GB", [256 * MIB, 128 * MIB, 128 * MIB, -1]),
+    ] {
+        let mut nats = Nats::prepared("");
+        let store =
+            format!("jetstream {{ store_dir: {:?}, max_file_store: {room} }}", nats.store());
+        nats.set_extra(&store);
+        nats.restart().await;
+        let js = async_nats::jetstream::new(nats.client().await);
+        let data = temp_dir();
+        // The first one that is created takes most.
+        let ingest = start_ingest(&ingest_config(&nats.url(), data.path(), &[])).await;
+        wait::until("the stream of events", || async { js.get_stream(names::EVENTS).await.ok() })
+            .await;
+        wait::until_equal("its limit", limits[0], || async {
+            js.get_stream(names::EVENTS).await.expect("it").cached_info().config.max_bytes
+        })
+        .await;
+        let worker = start_worker(&worker_config(&nats.url(), &[])).await;
+        is_ready(&worker).await;
+        assert_eq!(limits_of(&js).await, limits, "{room}");
+        let delivery = Issue::new(1, 1).assigned(&["bot"]).delivery("assigned");
+        let answer = tests::system::send(&reqwest::Client::new(), ingest.address, &delivery).await;
+        assert_eq!(answer.status, 200);
+        tests::system::settled(&js, 1).await;
+        worker.stop().await;
+        ingest.stop().await;
+
+        // What is set is not made less.
+        js.delete_stream(names::DEAD_LETTERS).await.expect("delete");
+        let flags = ["--stream-max-bytes", "99999999999999"];
+        let worker = start_worker(&worker_config(&nats.url(), &flags)).await;
+        names_as_unfit(&worker, &["set a smaller STREAM_MAX_BYTES"]).await;
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_requires_limits_gets_them_by_default() {
+    let account = "accounts { A { jetstream: { max_file: 1G, max_bytes_required: true }, \
+                   users: [{ user: a, password: a }] } }";
+    let options = || ConnectOptions::with_user_and_password("a".into(), "a".into());
+    let nats = Nats::start_secured(account, options).await;
+    let login = ["--nats-user", "a", "--nats-password", "a"];
+    let worker = start_worker(&worker_config(&nats.url(), &login)).await;
+    is_ready(&worker).await;
+    let js = async_nats::jetstream::new(nats.client().await);
+    let limits = limits_of(&js).await;
+    assert!(limits.iter().all(|limit| *limit > 0), "{limits:?}");
+    worker.stop().await;
 }

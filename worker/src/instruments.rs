@@ -15,7 +15,7 @@ use opentelemetry::{
 };
 use service::telemetry::metrics::SECONDS;
 
-use crate::step::outcome::Verdict;
+use crate::{step::outcome::Verdict, storage::STREAMS};
 
 /// The instruments of one worker.
 #[derive(Debug)]
@@ -29,6 +29,14 @@ pub(crate) struct Instruments {
     process_duration: Histogram<f64>,
     delivery_duration: Histogram<f64>,
     lag: Arc<AtomicU64>,
+    storage: Arc<[Storage; STREAMS.len()]>,
+}
+
+/// What a stream uses of its limit, in bytes. 0 stands for what is unknown, and for no limit.
+#[derive(Debug, Default)]
+struct Storage {
+    used: AtomicU64,
+    limit: AtomicU64,
 }
 
 impl Instruments {
@@ -40,6 +48,21 @@ impl Instruments {
             .with_description("Events that no worker has settled yet, over all partitions")
             .with_callback(move |observer| observer.observe(observed.load(Ordering::Relaxed), &[]))
             .build();
+        let storage = Arc::<[Storage; STREAMS.len()]>::default();
+        observe_storage(
+            meter,
+            "coordinator.stream.used",
+            "Bytes in a stream or in the bucket",
+            &storage,
+            |one| &one.used,
+        );
+        observe_storage(
+            meter,
+            "coordinator.stream.limit",
+            "Limit of bytes of a stream or of the bucket, if it has one",
+            &storage,
+            |one| &one.limit,
+        );
         let counter = |name: &'static str, description: &'static str| {
             meter.u64_counter(name).with_description(description).build()
         };
@@ -64,6 +87,7 @@ impl Instruments {
                 "From a delivery's receipt to its event being settled",
             ),
             lag,
+            storage,
         };
         // `increase()` misses the first increment of a series that does not begin at zero.
         instruments.redeliveries.add(0, &[]);
@@ -115,4 +139,34 @@ impl Instruments {
     pub(crate) fn lag(&self, events: u64) {
         self.lag.store(events, Ordering::Relaxed);
     }
+
+    /// What the stream with this index in [`STREAMS`] uses of its limit.
+    pub(crate) fn storage(&self, stream: usize, used: u64, limit: Option<u64>) {
+        let one = &self.storage[stream];
+        one.used.store(used, Ordering::Relaxed);
+        one.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+fn observe_storage(
+    meter: &Meter,
+    name: &'static str,
+    description: &'static str,
+    storage: &Arc<[Storage; STREAMS.len()]>,
+    read: fn(&Storage) -> &AtomicU64,
+) {
+    let storage = Arc::clone(storage);
+    meter
+        .u64_observable_gauge(name)
+        .with_unit("By")
+        .with_description(description)
+        .with_callback(move |observer| {
+            for (stream, one) in STREAMS.iter().zip(&*storage) {
+                let bytes = read(one).load(Ordering::Relaxed);
+                if bytes > 0 {
+                    observer.observe(bytes, &[KeyValue::new("stream", *stream)]);
+                }
+            }
+        })
+        .build();
 }

@@ -15,6 +15,7 @@ mod partition;
 pub mod settings;
 mod standing;
 mod step;
+mod storage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,6 +64,12 @@ impl Worker {
             move || lag::measure(Arc::clone(&context))
         };
         tasks.spawn("the lag's job", lag::LAG.run(host.meter.clone(), host.stop.clone(), lag));
+        let storage = {
+            let context = Arc::clone(&context);
+            move || storage::measure(Arc::clone(&context))
+        };
+        let job = storage::STORAGE.run(host.meter.clone(), host.stop.clone(), storage);
+        tasks.spawn("the storage's job", job);
         let check = {
             let context = Arc::clone(&context);
             move || standing::check(Arc::clone(&context))

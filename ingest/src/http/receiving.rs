@@ -1,21 +1,59 @@
 //! State of a delivery while it is received. Its outcome is reported as one log line and one count.
 
-use std::{sync::Arc, time::Instant};
-
-use contract::{
-    event::{Action, IssueEvent},
-    traceparent::trace_id_text,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
-use service::telemetry::trace::{self, TRACES_ONLY};
-use tracing::{Instrument, Span, field, info, info_span, record_all};
+
+use contract::{event::Action, traceparent::trace_id_text};
+use service::{
+    log_limit::LogLimit,
+    telemetry::trace::{self, TRACES_ONLY},
+};
+use tracing::{Instrument, Span, field, info, info_span, record_all, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::{
     WEBHOOK,
+    replays::KnownBodies,
     reply::{Fate, Refusal},
 };
-use crate::{instruments::Instruments, journal::Appending};
+use crate::{
+    delivery::Delivery,
+    instruments::Instruments,
+    journal::{Appending, NewEntry},
+};
+
+/// Where fates are reported.
+#[derive(Debug)]
+pub(super) struct Reports {
+    pub(super) instruments: Arc<Instruments>,
+    bodies: KnownBodies,
+    replays: LogLimit,
+}
+
+impl Reports {
+    pub(super) fn new(instruments: Arc<Instruments>, replayed_after: Duration) -> Self {
+        Self { instruments, bodies: KnownBodies::new(replayed_after), replays: LogLimit::new() }
+    }
+
+    /// Names an accepted delivery whose body is an old one.
+    fn note_body(&self, about: &About) {
+        let Delivery { id, body_sha256, received_at, .. } = &about.delivery;
+        let Some(age) = self.bodies.accepted(body_sha256, *received_at) else { return };
+        self.instruments.replayed();
+        let Some(line) = self.replays.line("") else { return };
+        warn!(
+            gitea.delivery.id = %id,
+            gitea.repository = about.repository,
+            gitea.issue.ref = about.issue_ref,
+            age_secs = age.as_secs(),
+            left_out = line.left_out,
+            "an old body came again under a new delivery id: redelivered by hand, or replayed"
+        );
+    }
+}
 
 /// A delivery that is being received.
 ///
@@ -29,25 +67,22 @@ pub(super) struct Receiving {
     /// Set once the payload is parsed as an issue event.
     about: Option<About>,
     waits: Option<Appending>,
-    instruments: Arc<Instruments>,
+    reports: Arc<Reports>,
     started: Instant,
     reported: bool,
 }
 
 struct About {
+    delivery: Delivery,
     action: Action,
     repository: String,
     issue_ref: String,
 }
 
 impl Receiving {
-    pub(super) fn new(
-        delivery_id: Uuid,
-        event: Option<String>,
-        instruments: Arc<Instruments>,
-    ) -> Self {
+    pub(super) fn new(delivery_id: Uuid, event: Option<String>, reports: Arc<Reports>) -> Self {
         let started = Instant::now();
-        Self { delivery_id, event, about: None, waits: None, instruments, started, reported: false }
+        Self { delivery_id, event, about: None, waits: None, reports, started, reported: false }
     }
 
     /// The span of the request, and the root of the delivery's trace. An inbound `traceparent` is
@@ -77,7 +112,8 @@ impl Receiving {
     }
 
     /// Keeps the event's fields for the report and records them on the span.
-    pub(super) fn learn(&mut self, event: &IssueEvent) {
+    pub(super) fn learn(&mut self, entry: &NewEntry) {
+        let (delivery, event) = (entry.delivery.clone(), &entry.event);
         let (action, repository) = (event.action.clone(), event.repository.full_name());
         let issue_ref = event.issue_ref();
         let span = Span::current();
@@ -90,7 +126,7 @@ impl Receiving {
             );
             trace::describe_repository(&span, &event.repository);
         }
-        self.about = Some(About { action, repository, issue_ref });
+        self.about = Some(About { delivery, action, repository, issue_ref });
     }
 
     /// Waits until the delivery is on disk.
@@ -119,8 +155,11 @@ impl Receiving {
             }
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        self.instruments.answered(outcome, status.as_u16(), seconds);
+        self.reports.instruments.answered(outcome, status.as_u16(), seconds);
         let about = self.about.as_ref();
+        if let (Fate::Accepted, Some(about)) = (fate, about) {
+            self.reports.note_body(about);
+        }
         macro_rules! line {
             ($message:literal $(, $name:ident = $value:expr)?) => {
                 info!(
@@ -157,7 +196,7 @@ impl Drop for Receiving {
             event: self.event.take(),
             about: self.about.take(),
             waits: None,
-            instruments: Arc::clone(&self.instruments),
+            reports: Arc::clone(&self.reports),
             started: self.started,
             reported: false,
         };

@@ -20,7 +20,7 @@ use tracing::{Instrument, Span, info_span};
 use super::{
     WEBHOOK,
     body::{Bodies, HeldBody},
-    receiving::Receiving,
+    receiving::{Receiving, Reports},
     reply::{Fate, Refusal},
     stray::StrayRequests,
 };
@@ -46,7 +46,7 @@ pub(crate) struct Webhook {
     verifier: Arc<Verifier>,
     large_bodies: LargeBodies,
     journal: Journal,
-    instruments: Arc<Instruments>,
+    reports: Arc<Reports>,
 }
 
 impl Webhook {
@@ -61,7 +61,7 @@ impl Webhook {
             verifier: Arc::new(Verifier::new(&settings.secret, settings.previous_secret.as_ref())),
             large_bodies,
             journal,
-            instruments,
+            reports: Arc::new(Reports::new(instruments, settings.replayed_after)),
         }
     }
 
@@ -69,7 +69,7 @@ impl Webhook {
     /// the operator's listener, as in the first version of this service.
     pub(crate) fn router(self, health: HealthCheck) -> Router {
         let health = get(async move || operator::answer(std::slice::from_ref(&health)));
-        let stray = Arc::new(StrayRequests::new(Arc::clone(&self.instruments)));
+        let stray = Arc::new(StrayRequests::new(Arc::clone(&self.reports.instruments)));
         let unknown = Arc::clone(&stray);
         Router::new()
             .route(WEBHOOK, post(webhook))
@@ -84,7 +84,7 @@ async fn webhook(State(webhook): State<Webhook>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let headers = Headers::of(&head.headers);
     let (delivery_id, event) = (headers.delivery_id, headers.event.clone());
-    let mut receiving = Receiving::new(delivery_id, event, Arc::clone(&webhook.instruments));
+    let mut receiving = Receiving::new(delivery_id, event, Arc::clone(&webhook.reports));
     let span = receiving.span();
     async move {
         let received = webhook.receive(&mut receiving, headers, body).await;
@@ -118,7 +118,7 @@ impl Webhook {
             Ok(entry) => entry,
             Err(ignored) => return Ok(ignored),
         };
-        receiving.learn(&entry.event);
+        receiving.learn(&entry);
         let waiting = journal_span(&entry);
         let appending = self.journal.append(entry).map_err(Refusal::Journal)?;
         Ok(receiving.kept(appending).instrument(waiting).await)
@@ -134,12 +134,12 @@ impl Webhook {
     ) -> Result<Result<NewEntry, Fate>, Refusal> {
         let traceparent = trace::of_delivery(&Span::current(), headers.delivery_id);
         let large = body.bytes.len() >= LARGE_BODY_BYTES;
-        let (verifier, instruments) = (Arc::clone(&self.verifier), Arc::clone(&self.instruments));
+        let (verifier, reports) = (Arc::clone(&self.verifier), Arc::clone(&self.reports));
         let work = move || {
             let verified = verifier
                 .verify(content_type, &signature, body.bytes.freeze())
                 .map_err(Refusal::Signature)?;
-            instruments.signature_matched(verified.secret_used());
+            reports.instruments.signature_matched(verified.secret_used());
             let family = payload::family(headers.event.as_deref()).map_err(Refusal::Payload)?;
             let family = match family {
                 Ok(family) => family,

@@ -1,7 +1,9 @@
 //! The operator's listener of a process: health and metrics of all its roles,
 //! on a separate address. A client that can post webhooks cannot read metrics,
-//! and probes are answered while the webhook's port is under attack.
+//! and probes are answered while the webhook's port is under attack. A browser
+//! that was led here gets nothing.
 
+pub mod host;
 pub mod probe;
 
 use std::{
@@ -15,11 +17,13 @@ use axum::{
     Json, Router,
     extract::State,
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde_json::{Map, Value, json};
 
+use self::host::HostNames;
 use crate::{
     server::{Limits, Server},
     settings::{address, port},
@@ -33,6 +37,8 @@ crate::settings! {
             "Address of the operator's listener: health and metrics";
         operator_port: u16 = "OPERATOR_PORT" or "8001" = 8001, port,
             "Port of the operator's listener; 0 for any";
+        operator_hosts: Option<HostNames> = "OPERATOR_HOSTS", HostNames::read,
+            "Names of the operator's listener besides localhost and addresses, with commas between";
     }
 }
 
@@ -106,8 +112,9 @@ pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
     Server::bind("operator", settings.socket_address(), limits).await
 }
 
-/// The routes of the operator's listener.
-pub fn router(metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
+/// The routes of the operator's listener, for requests under an address or one of its names.
+pub fn router(settings: &OperatorSettings, metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
+    let names = Arc::new(settings.operator_hosts.clone().unwrap_or_default());
     let checks: Arc<[HealthCheck]> = checks.into();
     Router::new()
         .route("/health", get(async |State(checks): State<Arc<[HealthCheck]>>| answer(&checks)))
@@ -116,6 +123,7 @@ pub fn router(metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
         // Always live: a restart repairs neither the journal nor the broker.
         .route("/health/live", get(async || "live\n"))
         .route("/metrics", get(async move || metrics.render()))
+        .layer(middleware::from_fn_with_state(names, host::check))
 }
 
 async fn ready(State(checks): State<Arc<[HealthCheck]>>) -> Response {

@@ -144,7 +144,7 @@ impl Started {
         let host = Host { meter: metrics.meter(), stop: CancellationToken::new() };
         let roles = start(&host).await?;
         let checks = roles.iter().filter_map(|role| role.health()).collect();
-        let router = operator::router(metrics, checks);
+        let router = operator::router(&settings.operator, metrics, checks);
         let (operator_address, operator_stop) = (server.address(), CancellationToken::new());
         let mut operator = Tasks::default();
         let (meter, stop) = (host.meter.clone(), operator_stop.clone());

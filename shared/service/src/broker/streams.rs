@@ -10,7 +10,7 @@ use async_nats::jetstream::{
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use contract::{
     names::{
@@ -25,6 +25,16 @@ use super::{
 };
 use crate::settings::{Problems, number, secs};
 
+/// Default limit of a stream, in bytes. An event and a change take 1.7 kB each, so this is one a
+/// second for the default age of 14 days.
+const DEFAULT_MAX_BYTES: i64 = 2 << 30;
+/// Least limit that a stream gets by default where the broker has little room.
+const LEAST_MAX_BYTES: i64 = 16 << 20;
+/// Share of the free room that one stream takes at most by default: there are three, and the bucket
+/// needs some as well. The broker reserves limits, and refuses all that is new once its room is
+/// reserved, the bucket too.
+const SHARES: i64 = 4;
+
 crate::settings! {
     /// Limits of what is created on the broker.
     pub struct StreamsArgs => StreamsSettings {
@@ -34,8 +44,8 @@ crate::settings! {
             "How long the broker keeps events, changes and dead letters";
         dedup_window_secs: Duration = "DEDUP_WINDOW_SECS" or "90000, 25 hours" = Duration::from_secs(90_000), secs(10, u32::MAX.into()),
             "How long the broker remembers message ids; longer than the journal's retention";
-        stream_max_bytes: i64 = "STREAM_MAX_BYTES" or "0, no limit" = 0, number(0, i64::MAX),
-            "Limit of each stream and of the bucket when they are created, for accounts that require one";
+        stream_max_bytes: i64 = "STREAM_MAX_BYTES" or "2147483648, less where the broker has less room" = DEFAULT_MAX_BYTES, number(0, i64::MAX),
+            "Limit of each stream when it is created, and of the bucket where the account requires one; 0 for none";
         partitions: Partitions = "PARTITIONS" or "64" = Partitions::DEFAULT, number(Partitions::MIN, Partitions::MAX),
             "Shares of all issues, the same for all roles; create-streams changes it";
     }
@@ -67,6 +77,12 @@ pub enum StreamsError {
     /// Creating a stream or the bucket, in an account that requires a limit.
     #[error("create {0}: the account requires a limit of bytes; set STREAM_MAX_BYTES")]
     NoLimit(&'static str),
+    /// Creating a stream or the bucket with a limit that the broker has no room for.
+    #[error("create {0}: the broker cannot reserve {1} bytes; set a smaller STREAM_MAX_BYTES")]
+    NoRoom(&'static str, i64),
+    /// Setting a stream's limit.
+    #[error("set the limit of stream {0}")]
+    Limit(&'static str, #[source] jetstream::context::UpdateStreamError),
     /// Opening the bucket.
     #[error("open bucket {0}")]
     Bucket(&'static str, #[source] jetstream::context::KeyValueError),
@@ -112,9 +128,9 @@ pub struct Streams<'a> {
 impl Streams<'_> {
     /// The stream of events, created if it is not there.
     ///
-    /// `discard: new` and no size limit: an event that no worker has handled is
-    /// never dropped for a newer one. A full broker refuses the event. Then the relay
-    /// waits, and the journal keeps the delivery.
+    /// `discard: new`: an event that no worker has handled is never dropped for a newer
+    /// one. A full stream refuses the event. Then the relay waits, and the journal keeps
+    /// the delivery.
     ///
     /// # Errors
     /// If it cannot be looked up or created.
@@ -189,15 +205,7 @@ impl Streams<'_> {
         }
         let found = match self.js.get_stream(name).await {
             Ok(stream) => stream,
-            Err(error) if is_missing(&error) => {
-                // Two processes that start together ask for the same stream, which the broker
-                // allows.
-                let created = self.js.get_or_create_stream(&wanted).await;
-                let stream = created.map_err(|error| create_error(name, error))?;
-                // No parent span: the creation does not belong to the delivery that came first.
-                info!(parent: None, stream = name, "stream created");
-                stream
-            }
+            Err(error) if is_missing(&error) => self.create(name, &wanted).await?,
             Err(error) => return Err(StreamsError::Get(name, error)),
         };
         let findings = compared(&wanted, &found.cached_info().config, subject);
@@ -205,8 +213,63 @@ impl Streams<'_> {
         Ok(found)
     }
 
+    async fn create(
+        self,
+        name: &'static str,
+        wanted: &stream::Config,
+    ) -> Result<stream::Stream, StreamsError> {
+        let stream = if self.settings.stream_max_bytes == DEFAULT_MAX_BYTES {
+            self.create_within_room(name, wanted).await?
+        } else {
+            // Two processes that start together ask for the same stream, which the broker allows.
+            let created = self.js.get_or_create_stream(wanted).await;
+            created.map_err(|error| create_error(name, wanted.max_bytes, error))?
+        };
+        let max_bytes = stream.cached_info().config.max_bytes;
+        // No parent span: the creation does not belong to the delivery that came first.
+        info!(parent: None, stream = name, max_bytes, "stream created");
+        Ok(stream)
+    }
+
+    /// Creates a stream with the default limit, or with as much less as leaves room for the others.
+    /// Only the broker knows its room, so it is asked to reserve the room of all of them, and then
+    /// to give back what is not this stream's.
+    async fn create_within_room(
+        self,
+        name: &'static str,
+        wanted: &stream::Config,
+    ) -> Result<stream::Stream, StreamsError> {
+        let mut limit = DEFAULT_MAX_BYTES;
+        loop {
+            let with_others = stream::Config { max_bytes: SHARES * limit, ..wanted.clone() };
+            match self.js.create_stream(&with_others).await {
+                Ok(_) => break,
+                // Another process has created it, and sets its limit.
+                Err(error) if is_taken(&error) => return self.get(name).await,
+                Err(error) if has_no_room(&error) && limit > LEAST_MAX_BYTES => limit /= 2,
+                Err(error) => return Err(create_error(name, SHARES * limit, error)),
+            }
+        }
+        let own = stream::Config { max_bytes: limit, ..wanted.clone() };
+        self.js.update_stream(&own).await.map_err(|error| StreamsError::Limit(name, error))?;
+        if limit < DEFAULT_MAX_BYTES {
+            warn!(
+                parent: None,
+                stream = name,
+                max_bytes = limit,
+                "the broker has little room; this limit of a stream may be reached before its age"
+            );
+        }
+        self.get(name).await
+    }
+
+    async fn get(self, name: &'static str) -> Result<stream::Stream, StreamsError> {
+        self.js.get_stream(name).await.map_err(|error| StreamsError::Get(name, error))
+    }
+
     /// The bucket of issue states, created if it is not there. No age limit: an
-    /// issue may have no events for years.
+    /// issue may have no events for years. No size limit where the account requires none: a bucket
+    /// that is full takes no decision, so that all stands still.
     ///
     /// # Errors
     /// If it cannot be looked up or created.
@@ -218,30 +281,35 @@ impl Streams<'_> {
             Err(error) if is_missing(&error) => {}
             Err(error) => return Err(StreamsError::Get(ISSUE_STATE, error)),
         }
-        let created = self
-            .js
-            .create_key_value(kv::Config {
-                bucket: ISSUE_STATE.into(),
-                description: "What was decided of each issue".into(),
-                history: 1,
-                storage: StorageType::File,
-                num_replicas: self.settings.stream_replicas,
-                max_bytes: limit(self.settings),
-                ..kv::Config::default()
-            })
-            .await;
-        match created {
-            Ok(store) => {
-                info!(parent: None, bucket = ISSUE_STATE, "bucket created");
-                Ok(store)
+        let mut max_bytes = -1;
+        loop {
+            let created = self.js.create_key_value(bucket_config(self.settings, max_bytes)).await;
+            let error = match created {
+                Ok(store) => {
+                    info!(parent: None, bucket = ISSUE_STATE, max_bytes, "bucket created");
+                    return Ok(store);
+                }
+                Err(error) => error,
+            };
+            let is_default = self.settings.stream_max_bytes == DEFAULT_MAX_BYTES;
+            match error {
+                error if requires_limit(&error) => match limit(self.settings) {
+                    -1 => return Err(StreamsError::NoLimit(ISSUE_STATE)),
+                    limit => max_bytes = limit,
+                },
+                error if has_no_room(&error) && is_default && max_bytes > LEAST_MAX_BYTES => {
+                    max_bytes /= 2;
+                }
+                error if has_no_room(&error) => {
+                    return Err(StreamsError::NoRoom(ISSUE_STATE, max_bytes.max(0)));
+                }
+                // Another process has created the bucket first.
+                error if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
+                    let opened = self.open_issue_state().await;
+                    return opened.map_err(|_| StreamsError::CreateBucket(ISSUE_STATE, error));
+                }
+                error => return Err(StreamsError::CreateBucket(ISSUE_STATE, error)),
             }
-            Err(error) if requires_limit(&error) => Err(StreamsError::NoLimit(ISSUE_STATE)),
-            // Another process has created the bucket first.
-            Err(error) if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
-                let opened = self.open_issue_state().await;
-                opened.map_err(|_| StreamsError::CreateBucket(ISSUE_STATE, error))
-            }
-            Err(error) => Err(StreamsError::CreateBucket(ISSUE_STATE, error)),
         }
     }
 
@@ -287,28 +355,67 @@ fn limit(settings: &StreamsSettings) -> i64 {
     if settings.stream_max_bytes == 0 { -1 } else { settings.stream_max_bytes }
 }
 
-fn create_error(name: &'static str, error: jetstream::context::CreateStreamError) -> StreamsError {
+fn bucket_config(settings: &StreamsSettings, max_bytes: i64) -> kv::Config {
+    kv::Config {
+        bucket: ISSUE_STATE.into(),
+        description: "What was decided of each issue".into(),
+        history: 1,
+        storage: StorageType::File,
+        num_replicas: settings.stream_replicas,
+        max_bytes,
+        ..kv::Config::default()
+    }
+}
+
+fn create_error(
+    name: &'static str,
+    max_bytes: i64,
+    error: jetstream::context::CreateStreamError,
+) -> StreamsError {
     if requires_limit(&error) {
         StreamsError::NoLimit(name)
+    } else if has_no_room(&error) {
+        StreamsError::NoRoom(name, max_bytes.max(0))
     } else {
         StreamsError::Create(name, error)
     }
 }
 
-/// Whether the account refuses what has no `max_bytes`.
+/// Whether the account refuses what has no `max_bytes`: "account requires a stream config to have
+/// max bytes set".
 fn requires_limit(error: &(dyn std::error::Error + 'static)) -> bool {
+    refused_with(error).is_some_and(|error| error.error_code().0 == 10113)
+}
+
+/// Whether the broker cannot reserve that many bytes.
+fn has_no_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    refused_with(error).is_some_and(|error| match error.error_code() {
+        jetstream::ErrorCode::STORAGE_RESOURCES_EXCEEDED => true,
+        // Of a cluster: "no suitable peers for placement, insufficient storage".
+        jetstream::ErrorCode::CLUSTER_NO_PEERS => error.to_string().contains("storage"),
+        _ => false,
+    })
+}
+
+/// Whether there is a stream of that name with another configuration.
+fn is_taken(error: &(dyn std::error::Error + 'static)) -> bool {
+    refused_with(error)
+        .is_some_and(|error| error.error_code() == jetstream::ErrorCode::STREAM_NAME_EXIST)
+}
+
+/// The broker's refusal to create something.
+fn refused_with(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let kind = error
             .downcast_ref::<jetstream::context::CreateStreamError>()
             .map(jetstream::context::CreateStreamError::kind);
         if let Some(CreateStreamErrorKind::JetStream(error)) = kind {
-            // "account requires a stream config to have max bytes set".
-            return error.error_code().0 == 10113;
+            return Some(error);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 /// Whether the broker says that there is no such stream.
