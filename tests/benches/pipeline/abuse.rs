@@ -4,7 +4,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -14,10 +14,15 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::interval,
+    time::{Instant, interval, sleep_until},
 };
 
-const IDLE: usize = 10_000;
+/// Silent connections: several times as many as there are places.
+const SILENT: u32 = 4_000;
+/// Addresses that they come from, so that no share of an address holds them back.
+const ADDRESSES: u32 = 20;
+/// How long each is kept: a little less than ingest waits for a head.
+const KEPT: Duration = Duration::from_secs(9);
 const SLOW: usize = 100;
 const ENDLESS: usize = 6;
 const MIB: usize = 1024 * 1024;
@@ -26,7 +31,7 @@ const MIB: usize = 1024 * 1024;
 pub struct Abuse(Child);
 
 impl Abuse {
-    /// Starts them. Returns once the idle ones are connected.
+    /// Starts them. Returns once the silent ones are connected.
     pub fn start(address: SocketAddr) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["abusers", &address.to_string()])
@@ -46,13 +51,14 @@ impl Drop for Abuse {
     }
 }
 
-/// Runs in the process. Prints a line when the idle ones are connected, and ends only when killed.
+/// Runs in the process. Prints a line when each silent one was connected, and ends only when killed.
 pub async fn abuse(address: SocketAddr) {
-    let mut idle = Vec::new();
-    while idle.len() < IDLE {
-        idle.push(connect_from_elsewhere(address).await);
-    }
     let mut tasks = JoinSet::new();
+    let started = Instant::now();
+    for n in 0..SILENT {
+        tasks.spawn(silence(address, n, started + KEPT * n / SILENT));
+    }
+    sleep_until(started + KEPT).await;
     let head = |line: &str| head("0".repeat(64).as_str(), line);
     for _ in 0..SLOW {
         tasks.spawn(trickle(address, "POST /webhook/gitea HTTP/1.1\r\nX-Slow: ".into()));
@@ -89,13 +95,20 @@ fn signed(body: Vec<u8>) -> Vec<u8> {
     [head.into_bytes(), body].concat()
 }
 
-/// Connects from a separate address, so that ports are left for the other senders. Only the idle
-/// ones use it: with so many ports in use at an address, the kernel takes milliseconds to find a
-/// free one, and delays all others.
-async fn connect_from_elsewhere(address: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("a port");
-    socket.connect(address).await.expect("connect")
+/// Holds a silent connection, and renews it whether or not it was closed. It connects from another
+/// address than the senders: with so many ports in use at an address, the kernel takes milliseconds
+/// to find a free one, and delays all others.
+async fn silence(address: SocketAddr, n: u32, mut next: Instant) {
+    let from = Ipv4Addr::new(127, 0, 1, (n % ADDRESSES) as u8 + 1);
+    loop {
+        sleep_until(next).await;
+        next += KEPT;
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((from, 0).into()).expect("a port");
+        let stream = socket.connect(address).await.expect("connect");
+        sleep_until(next).await;
+        drop(stream);
+    }
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {

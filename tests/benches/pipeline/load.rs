@@ -225,6 +225,23 @@ pub async fn open_loop(
     collect(started, tasks.collect()).await
 }
 
+/// Sends `rate` requests a second, each on a connection of its own, as a client does that keeps few.
+#[cfg(target_os = "linux")]
+pub async fn on_own_connections(address: SocketAddr, requests: Vec<Request>, rate: f64) -> Run {
+    let started = Instant::now();
+    let tasks = requests.into_iter().enumerate().map(|(turn, mut request)| {
+        tokio::spawn(async move {
+            let due = started + Duration::from_secs_f64(turn as f64 / rate);
+            tokio::time::sleep_until(due.into()).await;
+            let due = due.max(Instant::now());
+            let (_, status) = Connection::open(address).await.send(&mut request).await;
+            assert_eq!(status, 200);
+            vec![due.elapsed()]
+        })
+    });
+    collect(started, tasks.collect()).await
+}
+
 async fn collect(started: Instant, tasks: Vec<tokio::task::JoinHandle<Vec<Duration>>>) -> Run {
     let mut latencies = Vec::new();
     for task in tasks {
