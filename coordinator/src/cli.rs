@@ -105,6 +105,7 @@ impl<T: clap::Args> Settings<T> {
 /// Runs the command line of this process, and returns the exit code. Call it on the
 /// main thread: see [`NatsServer::start`](crate::nats_server::NatsServer::start).
 pub fn main() -> ExitCode {
+    service::private::restrict_new_files();
     main_from(std::env::args_os())
 }
 
@@ -313,6 +314,7 @@ mod tests {
             &["dead-letters", "list"],
             &["dead-letters", "show", "3"],
             &["dead-letters", "redrive", "--all"],
+            &["create-streams"],
         ] {
             let cli = parse(&[args, &["--data-dir", "/d"]].concat());
             let command = format!("{:?}", cli.command);

@@ -47,6 +47,8 @@ use self::{
 
 /// File of the journal within its directory.
 const FILE: &str = "journal.db";
+/// How the names of all files of the journal begin.
+pub(crate) const FILES: &str = "journal.";
 /// Name of the writer's thread.
 pub(crate) const WRITER: &str = "the journal's writer";
 /// Deliveries that may wait for the writer. `MAX_IN_FLIGHT_BYTES` bounds the memory of their
@@ -72,9 +74,16 @@ pub enum JournalError {
     /// The directory cannot be created.
     #[error("create the directory")]
     Directory(#[source] std::io::Error),
+    /// Others can use the directory or a file in it, and that cannot be changed: see
+    /// [`service::private::put_right`].
+    #[error("DATA_DIR {0}")]
+    Private(String),
     /// Another process has locked the directory.
     #[error("another instance uses this directory")]
     InUse,
+    /// The file cannot be created.
+    #[error("create the file")]
+    File(#[source] std::io::Error),
     /// The lock file cannot be created or locked.
     #[error("lock the directory")]
     Lock(#[source] std::io::Error),

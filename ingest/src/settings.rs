@@ -15,7 +15,7 @@ use service::{
 
 use crate::{
     http::body::BodySettings,
-    journal::{JournalSettings, window},
+    journal::{self, JournalSettings, window},
 };
 
 /// Default directory of the journal.
@@ -39,7 +39,7 @@ service::settings! {
             "File that holds the former secret";
         allow_short_secret: bool = "ALLOW_SHORT_SECRET" or "false" = false, switch,
             "Take a secret of fewer than 16 bytes, for an old webhook";
-        data_dir: PathBuf = "DATA_DIR" or "data" = DEFAULT_DATA_DIR.into(), directory, "Directory of the journal";
+        data_dir: PathBuf = "DATA_DIR" or "data" = DEFAULT_DATA_DIR.into(), data_dir, "Directory of the journal";
         max_body_bytes: usize = "MAX_BODY_BYTES" or "16777216" = 16 * MIB as usize, number(1024, GIB as usize),
             "Largest body of a delivery, in bytes";
         max_in_flight_bytes: usize = "MAX_IN_FLIGHT_BYTES" or "33554432" = 32 * MIB as usize, number(1024, 64 * GIB as usize),
@@ -65,6 +65,13 @@ service::settings! {
         journal_retention_bytes: u64 = "JOURNAL_RETENTION_BYTES" or "1073741824" = GIB, number(0, u64::MAX),
             "Size of the journal above which published deliveries go earlier";
     }
+}
+
+/// Reads the path of the journal's directory. It may not exist yet.
+fn data_dir(text: &str) -> Result<PathBuf, String> {
+    let path = directory(text)?;
+    service::private::check(&path, &[journal::FILES])?;
+    Ok(path)
 }
 
 /// Checked settings of ingest.
@@ -98,7 +105,7 @@ impl IngestArgs {
             problems.add("GITEA_WEBHOOK_SECRET is required");
         }
         if text(&self.data_dir).is_none()
-            && let Err(problem) = directory(DEFAULT_DATA_DIR)
+            && let Err(problem) = data_dir(DEFAULT_DATA_DIR)
         {
             problems.add(format!("DATA_DIR {problem}"));
         }

@@ -29,7 +29,7 @@ impl DataDirArg {
     }
 }
 
-/// Address of NATS: from the settings that the roles take, else from the data
+/// Address of NATS, and our credentials: from the settings that the roles take, else from the data
 /// directory of the Coordinator on this machine.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[group(skip)]
@@ -43,7 +43,9 @@ pub(crate) struct BrokerArgs {
 impl BrokerArgs {
     /// Checks the settings and connects.
     pub(crate) async fn connect(&self, name: &str) -> Result<(Broker, Session)> {
-        let config = self.config()?;
+        let mut problems = Problems::default();
+        let config = self.settings(&mut problems)?;
+        problems.finish(())?;
         let (broker, keeper) = Broker::new(&config, name).await?;
         tokio::spawn(keeper);
         let Ok(session) = timeout(CONNECT_TIMEOUT, broker.connected()).await else {
@@ -56,27 +58,46 @@ impl BrokerArgs {
         Ok((broker, session))
     }
 
-    fn config(&self) -> Result<BrokerSettings> {
+    /// Checks the settings and notes in `problems` what is wrong.
+    ///
+    /// # Errors
+    /// If what the data directory says cannot be read.
+    pub(crate) fn settings(&self, problems: &mut Problems) -> Result<BrokerSettings> {
         let mut settings = self.settings.clone();
-        if !settings.names_a_server() {
-            let instance = Instance::read(self.data_dir.path())?;
-            settings.nats_url = instance.map(|instance| instance.nats_url);
+        let data_dir = self.data_dir.path();
+        if !settings.names_a_server()
+            && let Some(instance) = Instance::read(data_dir)?
+        {
+            settings.nats_url = Some(instance.nats_url);
+            // Where nothing runs any more, somebody else may listen.
+            if let Some(login) = instance.nats_login
+                && !settings.names_a_user()
+                && Instance::is_running(data_dir)?
+            {
+                settings.nats_user = Some(login.user);
+                settings.nats_password_file = Some(login.password_file.display().to_string());
+            }
         }
-        let mut problems = Problems::default();
-        let config = settings.settings(&mut problems);
-        Ok(problems.finish(config)?)
+        Ok(settings.settings(problems))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::data_dir::{DataDir, NatsLogin};
 
     fn args(nats_url: Option<&str>, data_dir: &Path) -> BrokerArgs {
         BrokerArgs {
             settings: Settings { nats_url: nats_url.map(Into::into), ..Settings::default() },
             data_dir: DataDirArg { data_dir: data_dir.to_str().map(Into::into) },
         }
+    }
+
+    fn config(args: &BrokerArgs) -> Result<BrokerSettings> {
+        let mut problems = Problems::default();
+        let config = args.settings(&mut problems)?;
+        Ok(problems.finish(config)?)
     }
 
     #[test]
@@ -87,7 +108,7 @@ mod tests {
             ("localhost", "nats://localhost:4222"),
             ("nats://[::1]:5", "nats://[::1]:5"),
         ] {
-            let config = args(Some(url), Path::new("")).config().expect(url);
+            let config = config(&args(Some(url), Path::new(""))).expect(url);
             assert_eq!(config.servers.to_string(), shown);
         }
     }
@@ -96,7 +117,7 @@ mod tests {
     async fn a_setting_comes_before_the_running_instance_and_that_before_the_default() {
         let dir = tempfile::tempdir().expect("directory");
         let found = |nats_url| {
-            let config = args(nats_url, dir.path()).config();
+            let config = config(&args(nats_url, dir.path()));
             config.map(|config| config.servers.to_string()).map_err(|error| format!("{error:#}"))
         };
         assert_eq!(found(None), Ok("nats://127.0.0.1:4222".into()));
@@ -104,6 +125,7 @@ mod tests {
             webhook_url: String::new(),
             operator_url: String::new(),
             nats_url: "nats://127.0.0.1:14222".into(),
+            nats_login: None,
             secret_file: None,
             pid: 1,
         };
@@ -111,6 +133,32 @@ mod tests {
         assert_eq!(found(None), Ok("nats://127.0.0.1:14222".into()));
         assert_eq!(found(Some("nats://n")), Ok("nats://n:4222".into()));
         assert!(found(Some("nats://a b")).is_err_and(|error| error.contains("NATS_URL")));
+    }
+
+    #[tokio::test]
+    async fn the_login_of_a_running_instance_is_used_unless_another_is_set() {
+        let dir = tempfile::tempdir().expect("directory");
+        let data = DataDir::open(dir.path()).expect("open");
+        let password_file = data.nats_password_file().expect("password");
+        let instance = Instance {
+            webhook_url: String::new(),
+            operator_url: String::new(),
+            nats_url: "nats://127.0.0.1:14222".into(),
+            nats_login: Some(NatsLogin { user: "local".into(), password_file }),
+            secret_file: None,
+            pid: 1,
+        };
+        instance.write(dir.path()).await.expect("write");
+        let user = |args: &BrokerArgs| config(args).expect("good").user.map(|(user, _)| user);
+        let here = args(None, dir.path());
+        assert_eq!(user(&here).as_deref(), Some("local"));
+        let mut own = here.clone();
+        own.settings.nats_user = Some("me".into());
+        own.settings.nats_password = Some("mine".into());
+        assert_eq!(user(&own).as_deref(), Some("me"));
+        assert_eq!(user(&args(Some("nats://h"), dir.path())), None, "another server");
+        drop(data);
+        assert_eq!(user(&here), None, "a password for whoever listens now");
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use service::{
     broker::{
-        Broker, BrokerArgs,
+        Broker,
         create::{self, Wanted},
         streams::StreamsArgs,
     },
@@ -15,6 +15,8 @@ use service::{
 };
 use tracing::info;
 use worker::settings::WorkerArgs;
+
+use super::connect::BrokerArgs;
 
 /// What to create, and where.
 #[derive(clap::Args, Clone, Debug)]
@@ -38,7 +40,7 @@ pub(crate) struct CreateStreamsArgs {
 /// Waits for the broker without a limit. A refusal of the broker is reported at once.
 pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
     let mut problems = Problems::default();
-    let settings = args.broker.settings(&mut problems);
+    let settings = args.broker.settings(&mut problems)?;
     let limits = args.streams.settings(&mut problems);
     let ack_wait: Duration = args.worker.check(&mut problems).ack_wait_secs;
     let telemetry = args.telemetry.check(&mut problems);

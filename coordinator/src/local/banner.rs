@@ -6,15 +6,15 @@ use std::{
     path::{Path, absolute},
 };
 
-use service::telemetry::LogFormat;
+use service::{shell::quoted, telemetry::LogFormat};
 use tracing::info;
 
 use super::{
-    data_dir::{DEFAULT_DATA_DIR, Instance},
+    data_dir::{DEFAULT_DATA_DIR, Instance, NatsLogin},
     settings::UpSettings,
 };
 
-/// What the banner shows. It never shows the secret itself.
+/// What the banner shows. It never shows a secret itself.
 pub(super) struct Banner<'a> {
     pub(super) instance: &'a Instance,
     pub(super) settings: &'a UpSettings,
@@ -31,6 +31,12 @@ impl Banner<'_> {
                 webhook_url = self.instance.webhook_url,
                 secret_file = %self.secret(),
                 nats_url = self.instance.nats_url,
+                nats_user = self.instance.nats_login.as_ref().map(|login| login.user.as_str()),
+                nats_password_file = self
+                    .instance
+                    .nats_login
+                    .as_ref()
+                    .map(|login| login.password_file.display().to_string()),
                 operator_url = self.instance.operator_url,
                 data_dir = %self.data_dir.display(),
                 otlp_endpoint = self.otlp_endpoint(),
@@ -55,8 +61,26 @@ impl Banner<'_> {
         if default.is_ok_and(|default| default == self.data_dir) {
             "cargo run -- send assigned".into()
         } else {
-            format!("cargo run -- send assigned --data-dir {}", self.data_dir.display())
+            format!("cargo run -- send assigned --data-dir {}", quoted(self.data_dir))
         }
+    }
+
+    /// For the `nats` command line. The password is not an argument, which every user would see.
+    fn nats_command(&self, login: &NatsLogin) -> String {
+        format!(
+            "NATS_URL={} NATS_USER={} NATS_PASSWORD=$(cat {}) nats subscribe 'gitea.changes.>'",
+            self.instance.nats_url,
+            login.user,
+            quoted(&login.password_file)
+        )
+    }
+
+    /// For nats-py.
+    fn python_line(&self, login: &NatsLogin) -> String {
+        format!(
+            "nats.connect({:?}, user={:?}, password=open({:?}).read().strip())",
+            self.instance.nats_url, login.user, login.password_file
+        )
     }
 }
 
@@ -66,12 +90,20 @@ impl fmt::Display for Banner<'_> {
         writeln!(f, "  webhook   {}", self.instance.webhook_url)?;
         writeln!(f, "  secret    in {}", self.secret())?;
         writeln!(f, "  operator  {}/health, /metrics", self.instance.operator_url)?;
-        writeln!(f, "  NATS      {}", self.instance.nats_url)?;
+        write!(f, "  NATS      {}", self.instance.nats_url)?;
+        if let Some(NatsLogin { user, password_file }) = &self.instance.nats_login {
+            write!(f, ", user {user}, password in {}", password_file.display())?;
+        }
+        writeln!(f)?;
         writeln!(f, "  data      {}", self.data_dir.display())?;
         if let Some(endpoint) = self.otlp_endpoint() {
             writeln!(f, "  traces    {endpoint}")?;
         }
         writeln!(f, "\nTry it in another terminal: {}", self.next_command())?;
+        if let Some(login) = &self.instance.nats_login {
+            writeln!(f, "Subscribe to what follows: {}", self.nats_command(login))?;
+            writeln!(f, "or in Python: {}", self.python_line(login))?;
+        }
         writeln!(f, "Stop it with Ctrl-C.\n")
     }
 }
@@ -93,6 +125,7 @@ mod tests {
             webhook_url: "http://127.0.0.1:8000/webhook/gitea".into(),
             operator_url: "http://127.0.0.1:8001".into(),
             nats_url: "nats://127.0.0.1:4222".into(),
+            nats_login: Some(NatsLogin { user: "local".into(), password_file: file.clone() }),
             secret_file: settings.secret_file.clone(),
             pid: 1,
         };
@@ -105,6 +138,12 @@ mod tests {
             "nats://127.0.0.1:4222",
             "http://localhost:4318",
             &format!("cargo run -- send assigned --data-dir {data_dir}"),
+            &format!(
+                "NATS_URL=nats://127.0.0.1:4222 NATS_USER=local NATS_PASSWORD=$(cat {data_dir}/webhook-secret) nats sub"
+            ),
+            &format!(
+                r#"nats.connect("nats://127.0.0.1:4222", user="local", password=open("{data_dir}/webhook-secret").read().strip())"#
+            ),
         ] {
             assert!(banner.contains(part), "{part} is missing in: {banner}");
         }

@@ -4,9 +4,10 @@ mod child;
 mod fetch;
 mod find;
 pub(crate) mod launch;
+mod search_path;
 
-pub use child::{NatsServer, NatsServerOptions, StartError};
+pub use child::{Login, NatsServer, NatsServerOptions, StartError};
 pub use find::{NatsServerError, find_or_fetch};
 
-/// The version that is fetched. The hashes of its wheels are in `fetch.rs`.
+/// The version that is fetched. Its hashes are in `fetch.rs`.
 pub(crate) const PINNED_VERSION: &str = "2.15.1";

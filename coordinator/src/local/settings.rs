@@ -3,20 +3,26 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ingest::settings::{IngestArgs, IngestSettings};
 use service::{
     broker::{BrokerSettings, Servers},
     role::CommonArgs,
+    secret::Secret,
     settings::{Problems, SettingsError, port, text},
 };
 use worker::settings::{WorkerArgs, WorkerSettings};
 
-use super::data_dir::DEFAULT_DATA_DIR;
+use super::{
+    data_dir::{DEFAULT_DATA_DIR, NatsLogin},
+    nats_server::Login,
+};
 
 /// Gitea's own default.
 const DEFAULT_GITEA_URL: &str = "http://localhost:3000";
 const DEFAULT_NATS_PORT: u16 = 4222;
+/// The one user of the nats-server that is started.
+const NATS_USER: &str = "local";
 
 /// Settings as they were given.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -101,24 +107,46 @@ impl UpArgs {
 impl UpSettings {
     /// Takes the webhook's secret from a file.
     pub(crate) fn use_secret_file(&mut self, file: &Path) -> Result<()> {
-        let mut problems = Problems::default();
-        let name = Some(file.to_string_lossy().into_owned());
-        let secret = problems.secret("GITEA_WEBHOOK_SECRET", &None, &name);
-        problems.finish(()).with_context(|| format!("read {}", file.display()))?;
-        self.ingest.secret = secret.context("the secret is empty")?;
+        self.ingest.secret = read_secret("GITEA_WEBHOOK_SECRET", file)?;
         self.secret_file = Some(file.to_owned());
         Ok(())
     }
 
     /// Uses the server at `url`, and drops all other settings of the broker.
-    pub(crate) fn use_nats(&mut self, url: &str) -> Result<()> {
+    pub(crate) fn use_nats(&mut self, url: &str, login: Login) -> Result<()> {
         let server = url.parse().context("read nats-server's URL")?;
-        let broker =
-            BrokerSettings { servers: Servers::from(vec![server]), ..BrokerSettings::default() };
+        let broker = BrokerSettings {
+            servers: Servers::from(vec![server]),
+            user: Some((login.user, login.password)),
+            ..BrokerSettings::default()
+        };
         self.ingest.common.broker = broker.clone();
         self.worker.common.broker = broker;
         Ok(())
     }
+}
+
+/// User and password at the nats-server that is started, with the password from `file`: once for
+/// ourselves, and once for the commands.
+pub(crate) fn nats_login(file: PathBuf) -> Result<(Login, NatsLogin)> {
+    let password = read_secret("NATS_PASSWORD", &file)?;
+    // It goes into nats-server's configuration, where other characters may mean something.
+    if !password.expose().iter().all(u8::is_ascii_alphanumeric) {
+        bail!(
+            "the password in {} has other characters than letters and digits; remove the file, and a new one is made",
+            file.display()
+        );
+    }
+    let user = NATS_USER.to_owned();
+    Ok((Login { user: user.clone(), password }, NatsLogin { user, password_file: file }))
+}
+
+fn read_secret(name: &str, file: &Path) -> Result<Secret> {
+    let mut problems = Problems::default();
+    let path = Some(file.to_string_lossy().into_owned());
+    let secret = problems.secret(name, &None, &path);
+    problems.finish(()).with_context(|| format!("read {}", file.display()))?;
+    secret.context("the secret is empty")
 }
 
 #[cfg(test)]
@@ -196,8 +224,15 @@ mod tests {
         let mut config = UpArgs::default().check().expect("defaults");
         config.use_secret_file(&file).expect("secret");
         assert_eq!(config.ingest.secret.expose(), b"abc");
-        assert_eq!(config.secret_file, Some(file));
-        config.use_nats("nats://127.0.0.1:5").expect("url");
-        assert_eq!(config.worker.common.broker.servers[0].port(), 5);
+        assert_eq!(config.secret_file.as_ref(), Some(&file));
+        let (login, told) = nats_login(file.clone()).expect("password");
+        assert_eq!((told.user.as_str(), &told.password_file), ("local", &file));
+        config.use_nats("nats://127.0.0.1:5", login).expect("url");
+        let broker = config.worker.common.broker;
+        assert_eq!(broker.servers[0].port(), 5);
+        assert_eq!(broker.user, Some(("local".into(), Secret::new("abc"))));
+        std::fs::write(&file, "a\"b").expect("write");
+        let error = nats_login(file).expect_err("a quote").to_string();
+        assert!(error.contains("letters and digits") && !error.contains("a\"b"), "{error}");
     }
 }

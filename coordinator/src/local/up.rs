@@ -19,8 +19,8 @@ pub(crate) use super::settings::UpArgs;
 use super::{
     banner::Banner,
     data_dir::{DataDir, Instance},
-    nats_server::{self, NatsServer, NatsServerOptions, find_or_fetch},
-    settings::UpSettings,
+    nats_server::{self, Login, NatsServer, NatsServerOptions, find_or_fetch},
+    settings::{UpSettings, nats_login},
 };
 use crate::CRATES;
 
@@ -40,6 +40,7 @@ pub(crate) fn main(args: &UpArgs) -> Result<()> {
     let common = settings.ingest.common.clone();
     let instance = Mutex::new(None);
     let start = async |host: &_| {
+        data.outcome().log();
         let mut roles: Vec<Box<dyn Role>> = Vec::new();
         match start_all(&settings, &data, host, &mut roles).await {
             Ok(started) => {
@@ -76,11 +77,14 @@ async fn start_all(
     roles: &mut Vec<Box<dyn Role>>,
 ) -> Result<Instance> {
     let mut settings = settings.clone();
+    let mut nats_told = None;
     if let Some(port) = settings.own_nats_port {
-        let nats = start_nats(port, data.path()).await?;
+        let (login, told) = nats_login(data.nats_password_file()?)?;
+        let nats = start_nats(port, data.path(), login.clone()).await?;
         let url = nats.url();
         roles.push(Box::new(OwnNats(nats)));
-        settings.use_nats(&url)?;
+        settings.use_nats(&url, login)?;
+        nats_told = Some(told);
     }
     let ingest = Ingest::start(&settings.ingest, host).await?;
     let webhook = ingest.address();
@@ -90,6 +94,7 @@ async fn start_all(
         webhook_url: format!("http://{}/webhook/gitea", reachable(webhook)),
         operator_url: String::new(),
         nats_url: settings.ingest.common.broker.servers.to_string(),
+        nats_login: nats_told,
         secret_file: settings.secret_file,
         pid: std::process::id(),
     })
@@ -120,10 +125,11 @@ impl Role for OwnNats {
 }
 
 /// Must stay on the main thread: see [`NatsServer::start`].
-async fn start_nats(port: u16, dir: &Path) -> Result<NatsServer> {
+async fn start_nats(port: u16, dir: &Path, login: Login) -> Result<NatsServer> {
     let binary = find_or_fetch(|notice| info!("{notice}")).await?;
     let launcher = std::env::current_exe().context("find our own executable")?;
-    let options = NatsServerOptions { binary, dir: dir.to_owned(), port, launcher: Some(launcher) };
+    let dir = dir.to_owned();
+    let options = NatsServerOptions { binary, dir, port, login, launcher: Some(launcher) };
     let mut nats = NatsServer::start(&options).await.map_err(explain_nats)?;
     let wait = if port == 0 { NATS_PORT_WAIT } else { NATS_READY_WAIT };
     match timeout(wait, nats.ready()).await {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use rusqlite::Connection;
+use service::private;
 
-use super::JournalError;
+use super::{FILES, JournalError};
 
 /// Page size, in bytes: three typical compressed bodies. A commit of one delivery writes two pages.
 const PAGE_BYTES: u32 = 16 * 1024;
@@ -64,15 +65,20 @@ ALTER TABLE deliveries ADD COLUMN family TEXT NOT NULL DEFAULT 'issues';
 
 /// Locks `dir`, opens the file in it, and migrates the file to the newest version.
 pub(super) fn open(dir: &Path, file: &str) -> Result<(File, Connection), JournalError> {
-    std::fs::create_dir_all(dir).map_err(JournalError::Directory)?;
-    let lock = File::create(dir.join("journal.lock")).map_err(JournalError::Lock)?;
+    private::make_directory(dir).map_err(JournalError::Directory)?;
+    let outcome = private::put_right(dir, &[FILES]).map_err(JournalError::Private)?;
+    outcome.log();
+    let lock = private::open(&dir.join("journal.lock")).map_err(JournalError::Lock)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(JournalError::InUse),
         Err(TryLockError::Error(error)) => return Err(JournalError::Lock(error)),
     }
+    let file = dir.join(file);
+    // SQLite gives its other files the mode of this one.
+    private::make_file(&file).map_err(JournalError::File)?;
     let mut connection =
-        Connection::open(dir.join(file)).map_err(|e| JournalError::Sqlite("open the file", e))?;
+        Connection::open(file).map_err(|e| JournalError::Sqlite("open the file", e))?;
     let set = |name: &str, value: &dyn rusqlite::ToSql| {
         connection
             .pragma_update(None, name, value)

