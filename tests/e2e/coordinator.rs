@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use async_nats::ConnectOptions;
 use contract::{names, partitions::Partitions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -135,16 +136,30 @@ async fn it_starts_without_a_setting_and_tells_where_everything_is() {
         format!("  webhook   {}", at("webhook_url")),
         format!("  secret    in {}", secret_file.display()),
         format!("  operator  {}/health, /metrics", at("operator_url")),
-        format!("  NATS      {}", at("nats_url")),
+        format!(
+            "  NATS      {}, user local, password in {}",
+            at("nats_url"),
+            data.join("nats-password").display()
+        ),
         format!("  data      {}", data.display()),
         String::new(),
         format!(
             "Try it in another terminal: cargo run -- send assigned --data-dir {}",
             data.display()
         ),
+        format!(
+            "Subscribe to what follows: NATS_URL={} NATS_USER=local NATS_PASSWORD=$(cat {}) nats subscribe 'gitea.changes.>'",
+            at("nats_url"),
+            data.join("nats-password").display()
+        ),
+        format!(
+            "or in Python: await nats.connect({:?}, user=\"local\", password=open({:?}).read().strip())",
+            at("nats_url"),
+            data.join("nats-password")
+        ),
         "Stop it with Ctrl-C.".to_owned(),
     ];
-    assert_eq!(banner.get(..10), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
+    assert_eq!(banner.get(..12), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
     assert!(at("webhook_url").ends_with("/webhook/gitea"), "{instance}");
 
     let (code, answer) = command(&data, &["send", "assigned"]).await;
@@ -180,7 +195,9 @@ async fn dead_letters_are_listed_and_redriven() {
     let nats_url = runs(&process).await["nats_url"].as_str().expect("URL").to_owned();
     assert_eq!(command(&data, &["dead-letters"]).await, (0, "no dead letters".into()));
 
-    let js = async_nats::jetstream::new(async_nats::connect(&nats_url).await.expect("connect"));
+    let password = std::fs::read_to_string(data.join("nats-password")).expect("the password");
+    let login = ConnectOptions::with_user_and_password("local".into(), password.trim().into());
+    let js = async_nats::jetstream::new(login.connect(&nats_url).await.expect("connect"));
     wait::until("the stream of events", || async { js.get_stream(names::EVENTS).await.ok() }).await;
     let subject = format!("gitea.issues.closed.acme.widgets.9.{}", Partitions::DEFAULT.of(1, 9));
     let publish = js.publish(subject.clone(), "no event".into()).await.expect("publish");

@@ -12,6 +12,8 @@ mod hostile_messages;
 mod http;
 mod operator;
 mod outages;
+#[cfg(target_os = "linux")]
+mod private;
 mod repartition;
 mod replays;
 mod services;

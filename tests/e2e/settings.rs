@@ -1,7 +1,9 @@
 //! Settings as their users get them wrong, and what comes of it.
 
 use std::{
+    fs::Permissions,
     net::{Ipv6Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
     path::Path,
     time::Instant,
 };
@@ -46,6 +48,13 @@ async fn what_is_of_no_use_is_told_by_its_setting_before_anything_starts() {
     let (file, missing, directory) = (at("file"), at("missing"), at(""));
     std::fs::write(&file, "\u{feff}secret").expect("write");
     let below_a_file = format!("{file}/data");
+    let (needed, shared) = (at("needed"), at("shared"));
+    for (path, mode) in [(&needed, 0o755), (&shared, 0o1777)] {
+        std::fs::create_dir(path).expect("a directory");
+        std::fs::write(Path::new(path).join("of-somebody"), "").expect("write");
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
+    }
+    let make_private = format!("run chmod 700 {needed}, or name another");
     let url_with = |rest: &str| format!("nats://ingest:{PASSWORD}{rest}");
     for (service, name, value, problem) in [
         ("ingest", "NATS_URL", &url_with("@h:70000"), "is not a URL such as nats://host:4222"),
@@ -65,6 +74,10 @@ async fn what_is_of_no_use_is_told_by_its_setting_before_anything_starts() {
         ("up", "DATA_DIR", &below_a_file, "which cannot be made"),
         ("ingest", "DATA_DIR", &"/proc/data".into(), "which cannot be"),
         ("up", "DATA_DIR", &"/proc/data".into(), "which cannot be"),
+        ("ingest", "DATA_DIR", &needed, &make_private),
+        ("up", "DATA_DIR", &needed, &make_private),
+        ("ingest", "DATA_DIR", &shared, "several users share"),
+        ("up", "DATA_DIR", &shared, "several users share"),
         ("worker", "NATS_CREDS_FILE", &missing, "which does not exist"),
         ("worker", "NATS_CA_FILE", &directory, "which is a directory and not a file"),
         ("ingest", "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", &file, "a byte order mark"),

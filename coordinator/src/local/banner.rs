@@ -78,7 +78,7 @@ impl Banner<'_> {
     /// For nats-py.
     fn python_line(&self, login: &NatsLogin) -> String {
         format!(
-            "nats.connect({:?}, user={:?}, password=open({:?}).read().strip())",
+            "await nats.connect({:?}, user={:?}, password=open({:?}).read().strip())",
             self.instance.nats_url, login.user, login.password_file
         )
     }

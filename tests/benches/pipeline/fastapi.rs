@@ -23,8 +23,8 @@ pub fn python() -> Result<PathBuf, String> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let (python, made) = (dir.join("bin/python"), dir.join("made"));
     if !made.exists() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PINNED))?;
+        run(Command::new("python3").args(["-I", "-m", "venv", "--clear"]).arg(&dir))?;
+        run(Command::new(&python).args(["-I", "-m", "pip", "install", "--quiet"]).args(PINNED))?;
         std::fs::write(made, "").map_err(|error| error.to_string())?;
     }
     Ok(python)
