@@ -15,7 +15,11 @@ pub mod system;
 pub mod usage;
 pub mod wait;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    fs::Permissions,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
+};
 
 /// A port for a server that cannot choose one by itself. It is bound and released
 /// here. The server binds it a moment later, and again after each restart.
@@ -26,7 +30,10 @@ pub fn free_port() -> u16 {
         .port()
 }
 
-/// A directory that is removed when dropped.
+/// A private directory that is removed when dropped.
 pub fn temp_dir() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("coordinator-test-").tempdir().expect("create a directory")
+    let private = Permissions::from_mode(0o700);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("coordinator-test-").permissions(private);
+    builder.tempdir().expect("create a directory")
 }

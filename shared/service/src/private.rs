@@ -11,7 +11,7 @@ use rustix::{
     fs::{Mode, OFlags},
     process::{getegid, geteuid, getgroups, umask},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::shell::quoted;
 
@@ -170,7 +170,8 @@ pub fn own(dir: &Path) -> io::Result<()> {
 #[derive(Debug, Default)]
 #[must_use = "what was found is to be logged"]
 pub struct Outcome {
-    put_right: Vec<String>,
+    directories: Vec<String>,
+    files: Vec<String>,
     left: Vec<String>,
 }
 
@@ -183,7 +184,8 @@ impl Outcome {
             Verdict::PutRight => {
                 let mode = metadata.mode() & 0o7777 & !SHARED;
                 std::fs::set_permissions(path, Permissions::from_mode(mode))?;
-                self.put_right.push(found());
+                if metadata.is_dir() { &mut self.directories } else { &mut self.files }
+                    .push(found());
             }
         }
         Ok(())
@@ -191,9 +193,11 @@ impl Outcome {
 
     /// Logs what was found: nothing, or one line of each kind.
     pub fn log(&self) {
-        if !self.put_right.is_empty() {
-            let paths = self.put_right.join(", ");
+        let paths = [&self.directories[..], &self.files].concat().join(", ");
+        if !self.files.is_empty() {
             warn!(paths, "others could use what is kept here; from now on only its owner can");
+        } else if !self.directories.is_empty() {
+            info!(paths, "made private");
         }
         if !self.left.is_empty() {
             let paths = self.left.join(", ");
@@ -359,7 +363,8 @@ mod tests {
         check(&data, &["journal."]).expect("it can be put right");
         assert_eq!(mode(&data), 0o755, "a check changes nothing");
         let outcome = put_right(&data, &["journal."]).expect("put right");
-        assert_eq!((outcome.put_right.len(), outcome.left.len()), (4, 0), "{outcome:?}");
+        let Outcome { directories, files, left } = &outcome;
+        assert_eq!((directories.len(), files.len(), left.len()), (2, 2, 0), "{outcome:?}");
         for (name, expected) in [
             ("", 0o700),
             ("journal.db", 0o600),
@@ -370,7 +375,7 @@ mod tests {
             assert_eq!(mode(&at(name)), expected, "{name}");
         }
         let outcome = put_right(&data, &["journal."]).expect("again");
-        assert!(outcome.put_right.is_empty(), "{outcome:?}");
+        assert!(outcome.directories.is_empty() && outcome.files.is_empty(), "{outcome:?}");
     }
 
     #[test]
