@@ -7,6 +7,8 @@ In a container beside the broker, with nats-py:
   change ID                   a delivery's change, as reader
   share WORKERS SERVICE       every worker has handled something
   replicas N                  all that lives on the broker is kept N times
+  reaches HOST PORT           exit code 0 if it accepts a connection
+  requires_tls HOST           the broker there takes no client without TLS
   targets JOB=N...            Prometheus scrapes N of each job, and has the rules
   check OUT... [--any-order]  all that was answered 200 has arrived, once and in order
 """
@@ -20,6 +22,7 @@ import json
 import pathlib
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -161,9 +164,9 @@ async def connect(role):
 
     password = pathlib.Path(f"/passwords/{role}/password").read_text()
     servers = [f"nats://{name}:4222" for name in ("nats", "nats-b", "nats-c") if resolves(name)]
-    # The prefix is bytes in this client.
-    inbox = b"_INBOX" if role == "admin" else f"_INBOX_{role}".encode()
-    client = await nats.connect(servers, max_reconnect_attempts=-1, user=role, password=password, inbox_prefix=inbox)
+    ca = pathlib.Path("/tls/ca.pem")
+    tls = ssl.create_default_context(cafile=ca) if ca.exists() else None
+    client = await nats.connect(servers, max_reconnect_attempts=-1, user=role, password=password, tls=tls)
     return client, client.jetstream(timeout=10)
 
 
@@ -214,6 +217,21 @@ async def replicas(count):
         kept = 1 + len([peer for peer in stream.cluster.replicas or [] if not peer.offline])
         assert kept == count, stream.cluster
     print(f"streams and bucket are kept {count} times")
+
+
+def reaches(host, port):
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        sys.exit(f"{host}:{port}: {error}")
+
+
+def requires_tls(host):
+    """A server says so in its first line."""
+    with socket.create_connection((host, 4222), timeout=5) as connection:
+        info = json.loads(connection.makefile().readline().removeprefix("INFO "))
+    assert info.get("tls_required") and not info.get("connect_urls"), info
+    print(f"{host} requires TLS")
 
 
 def prometheus(path):
@@ -362,6 +380,10 @@ match sys.argv[1:]:
         share(workers, service)
     case ["replicas", count]:
         asyncio.run(replicas(int(count)))
+    case ["reaches", host, port]:
+        reaches(host, int(port))
+    case ["requires_tls", host]:
+        requires_tls(host)
     case ["targets", *wanted]:
         targets(*wanted)
     case ["check", *files]:

@@ -1,5 +1,5 @@
-//! A broker that gives each user only the permissions for its part, TLS, and
-//! credentials files. The permissions are those that are deployed.
+//! A broker that gives each user only the rights for its part, TLS, and
+//! credentials files. The accounts and permissions are those that are deployed.
 
 use std::{
     net::SocketAddr,
@@ -33,13 +33,18 @@ fn password(user: &str) -> String {
 }
 
 /// A server with the users that are deployed.
-async fn nats_with_roles() -> Nats {
+pub(crate) async fn nats_with_roles() -> Nats {
+    nats_with_roles_and("").await
+}
+
+/// The same, with more lines in the server's configuration.
+pub(crate) async fn nats_with_roles_and(more: &str) -> Nats {
     let users = std::fs::read_to_string(USERS).expect("users.conf");
     let passwords: String = ["admin", "ingest", "worker", "reader"]
         .map(|user| format!("{}_PASSWORD: \"{}\"\n", user.to_uppercase(), password(user)))
         .concat();
     let admin = || ConnectOptions::with_user_and_password("admin".into(), password("admin"));
-    Nats::start_secured(&(passwords + &users), admin).await
+    Nats::start_secured(&(passwords + &users + more), admin).await
 }
 
 /// Settings of every service, and more.
@@ -57,38 +62,36 @@ fn environment<'a>(nats_url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a s
 }
 
 /// A service as `user`, with the settings of the deployment.
-fn start(service: &str, args: &[&str], user: &str, nats: &Nats, data: &TempDir) -> Process {
-    let (url, inbox) = (nats.url(), format!("_INBOX_{user}"));
+pub(crate) fn start(service: &str, args: &[&str], user: &str, nats: &Nats, data: &TempDir) -> Process {
+    let url = nats.url();
     let password_file = data.path().join(format!("{user}-password"));
     std::fs::write(&password_file, password(user)).expect("write the password");
     let more = [
         ("NATS_USER", user),
         ("NATS_PASSWORD_FILE", password_file.to_str().expect("UTF-8")),
-        ("NATS_INBOX_PREFIX", &inbox),
         ("DATA_DIR", data.path().to_str().expect("UTF-8")),
     ];
     Process::start(Path::new(EXE), service, args, &environment(&url, &more))
 }
 
-async fn create_streams(nats: &Nats, data: &TempDir) {
+pub(crate) async fn create_streams(nats: &Nats, data: &TempDir) {
     let args = ["--reader", "reader", "--reader", "other"];
     let mut created = start("create-streams", &args, "admin", nats, data);
     assert_eq!(created.exited().await.code(), Some(0), "{}", created.output());
 }
 
 /// A raw client as `user`, and what the server denied it.
-struct Role {
-    client: Client,
-    js: jetstream::Context,
+pub(crate) struct Role {
+    pub(crate) client: Client,
+    pub(crate) js: jetstream::Context,
     denied: Arc<Mutex<Vec<String>>>,
 }
 
 impl Role {
-    async fn connect(nats: &Nats, user: &str) -> Self {
+    pub(crate) async fn connect(nats: &Nats, user: &str) -> Self {
         let denied = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&denied);
         let client = ConnectOptions::with_user_and_password(user.into(), password(user))
-            .custom_inbox_prefix(format!("_INBOX_{user}"))
             .event_callback(move |event| {
                 if let Event::ServerError(error) = event {
                     noted.lock().expect("no panic").push(error.to_string());
@@ -106,13 +109,13 @@ impl Role {
         self.client.publish(subject.to_owned(), "forged".into()).await.expect("publish");
     }
 
-    async fn subscribe(&self, subject: &str) {
+    pub(crate) async fn subscribe(&self, subject: &str) {
         self.client.subscribe(subject.to_owned()).await.expect("subscribe");
     }
 
     /// Waits until the server has denied each of `subjects`. It reports a denial as
     /// `Publish to "…"` or `Subscription to "…"`.
-    async fn is_denied(&self, subjects: &[&str]) {
+    pub(crate) async fn is_denied(&self, subjects: &[&str]) {
         for subject in subjects {
             wait::until(&format!("{subject} to be denied"), || async {
                 let denied = self.denied.lock().expect("no panic");
@@ -186,7 +189,6 @@ async fn ingest_can_read_nothing_and_nobody_else_can_write_events() {
 
     let ingest = Role::connect(&nats, "ingest").await;
     ingest.subscribe("gitea.issues.>").await;
-    ingest.subscribe("_INBOX_worker.>").await;
     ingest.publish("$JS.API.CONSUMER.CREATE.GITEA_ISSUES.mine").await;
     ingest.publish("$JS.API.CONSUMER.MSG.NEXT.GITEA_ISSUES.worker-00").await;
     ingest.publish("$JS.API.STREAM.MSG.GET.GITEA_ISSUES").await;
@@ -195,7 +197,6 @@ async fn ingest_can_read_nothing_and_nobody_else_can_write_events() {
     ingest.publish(change).await;
     let denied = [
         "gitea.issues.>",
-        "_INBOX_worker.>",
         "$JS.API.CONSUMER.CREATE.GITEA_ISSUES.mine",
         "$JS.API.CONSUMER.MSG.NEXT.GITEA_ISSUES.worker-00",
         "$JS.API.STREAM.MSG.GET.GITEA_ISSUES",
@@ -248,8 +249,7 @@ async fn a_reader_can_neither_see_nor_settle_what_is_anothers() {
         reader.publish(subject).await;
     }
     reader.subscribe("gitea.changes.>").await;
-    reader.subscribe("_INBOX.>").await;
-    let denied = [next, worker, create, settle.as_str(), "gitea.changes.>", "_INBOX.>"];
+    let denied = [next, worker, create, settle.as_str(), "gitea.changes.>"];
     reader.is_denied(&denied).await;
     assert_eq!(other.info().await.expect("info").num_ack_pending, 1, "somebody settled it");
     message.ack_with(AckKind::Ack).await.expect("ack");

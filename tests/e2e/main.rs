@@ -16,6 +16,8 @@ mod outages;
 mod private;
 mod repartition;
 mod replays;
+#[cfg(target_os = "linux")]
+mod role_walls;
 mod services;
 mod settings;
 mod settling;
