@@ -29,7 +29,7 @@ async fn worker(nats: &Nats, ack_wait_secs: &str) -> Process {
     process
 }
 
-async fn is_ready(worker: &Process) {
+pub(crate) async fn is_ready(worker: &Process) {
     let address = worker.address_in("operator listens").await;
     wait::until_equal("a worker that consumes", Some(200), || async {
         let answer = reqwest::get(format!("http://{address}/health/ready")).await.ok()?;
@@ -54,7 +54,7 @@ fn handled(worker: &Process, repository: i64) -> Vec<u8> {
 
 /// For each partition, how many messages the worker that got most of them got, and how many
 /// messages there were.
-fn shares(workers: &[&Process], repository: i64) -> HashMap<u8, (usize, usize)> {
+pub(crate) fn shares(workers: &[&Process], repository: i64) -> HashMap<u8, (usize, usize)> {
     let mut shares = HashMap::new();
     for worker in workers {
         let mut counts = HashMap::new();
@@ -160,7 +160,7 @@ pub(crate) async fn set_policy(js: &jetstream::Context, policy: PriorityPolicy) 
     }
 }
 
-async fn policies(js: &jetstream::Context) -> Vec<PriorityPolicy> {
+pub(crate) async fn policies(js: &jetstream::Context) -> Vec<PriorityPolicy> {
     let stream = js.get_stream(names::EVENTS).await.expect("the stream");
     let mut policies = Vec::new();
     for partition in Partitions::DEFAULT.all() {

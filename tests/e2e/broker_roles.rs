@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use async_nats::{
@@ -17,13 +18,16 @@ use async_nats::{
 use contract::names;
 use tempfile::TempDir;
 use tests::{
-    bus,
+    bus, check,
     gitea::{Issue, SECRET},
+    load::{Load, stories},
     nats::Nats,
     process::Process,
-    system::send,
+    system::{send, settled},
     temp_dir, wait,
 };
+
+use crate::affinity;
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 const USERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats/users.conf");
@@ -32,19 +36,23 @@ fn password(user: &str) -> String {
     format!("{user}-password")
 }
 
-/// A server with the users that are deployed.
-pub(crate) async fn nats_with_roles() -> Nats {
-    nats_with_roles_and("").await
-}
-
-/// The same, with more lines in the server's configuration.
-pub(crate) async fn nats_with_roles_and(more: &str) -> Nats {
+/// Configuration of a server with the users that are deployed.
+pub(crate) fn users() -> String {
     let users = std::fs::read_to_string(USERS).expect("users.conf");
     let passwords: String = ["admin", "ingest", "worker", "reader"]
         .map(|user| format!("{}_PASSWORD: \"{}\"\n", user.to_uppercase(), password(user)))
         .concat();
-    let admin = || ConnectOptions::with_user_and_password("admin".into(), password("admin"));
-    Nats::start_secured(&(passwords + &users + more), admin).await
+    passwords + &users
+}
+
+/// Options of a client that may do everything.
+pub(crate) fn admin() -> ConnectOptions {
+    ConnectOptions::with_user_and_password("admin".into(), password("admin"))
+}
+
+/// A server with the users that are deployed.
+pub(crate) async fn nats_with_roles() -> Nats {
+    Nats::start_secured(&users(), admin).await
 }
 
 /// Settings of every service, and more.
@@ -62,16 +70,33 @@ fn environment<'a>(nats_url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a s
 }
 
 /// A service as `user`, with the settings of the deployment.
-pub(crate) fn start(service: &str, args: &[&str], user: &str, nats: &Nats, data: &TempDir) -> Process {
-    let url = nats.url();
+pub(crate) fn start(
+    service: &str,
+    args: &[&str],
+    user: &str,
+    nats: &Nats,
+    data: &TempDir,
+) -> Process {
+    start_at(&nats.url(), service, args, user, data, &[])
+}
+
+/// The same with the broker at `url`, and more settings.
+pub(crate) fn start_at(
+    url: &str,
+    service: &str,
+    args: &[&str],
+    user: &str,
+    data: &TempDir,
+    more: &[(&str, &str)],
+) -> Process {
     let password_file = data.path().join(format!("{user}-password"));
     std::fs::write(&password_file, password(user)).expect("write the password");
-    let more = [
+    let role = [
         ("NATS_USER", user),
         ("NATS_PASSWORD_FILE", password_file.to_str().expect("UTF-8")),
         ("DATA_DIR", data.path().to_str().expect("UTF-8")),
     ];
-    Process::start(Path::new(EXE), service, args, &environment(&url, &more))
+    Process::start(Path::new(EXE), service, args, &environment(url, &[&role, more].concat()))
 }
 
 pub(crate) async fn create_streams(nats: &Nats, data: &TempDir) {
@@ -255,6 +280,65 @@ async fn a_reader_can_neither_see_nor_settle_what_is_anothers() {
     message.ack_with(AckKind::Ack).await.expect("ack");
 }
 
+/// Two workers that consume all partitions, with deliveries for them until they are settled.
+async fn a_load_is_shared(nats: &Nats, data: &TempDir) -> [Process; 2] {
+    create_streams(nats, data).await;
+    let ingest = start("ingest", &[], "ingest", nats, data);
+    let workers = [(); 2].map(|()| start("worker", &[], "worker", nats, data));
+    for worker in &workers {
+        affinity::is_ready(worker).await;
+    }
+    let address = ingest.address_in("ingest listens").await;
+    let sent = Load::start(&[address], 5, stories(1, 100, 10)).finish().await;
+    assert_eq!((sent.accepted.len(), sent.unanswered.len()), (1000, 0));
+    let admin = jetstream::new(nats.client().await);
+    settled(&admin, 1000).await;
+    check::kept(&admin, &sent.accepted).await;
+    assert_eq!(bus::changes(&admin).await.len(), 900);
+    for process in workers.iter().chain([&ingest]) {
+        let output = process.output();
+        assert!(!output.contains("NATS denies"), "{output}");
+    }
+    workers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_stay_with_their_workers_across_accounts() {
+    let (nats, data) = (nats_with_roles().await, temp_dir());
+    let [mut first, second] = a_load_is_shared(&nats, &data).await;
+    let admin = jetstream::new(nats.client().await);
+    assert_eq!(affinity::policies(&admin).await, [PriorityPolicy::Prioritized]);
+    let shares = affinity::shares(&[&first, &second], 1);
+    let (stayed, all) = shares.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert!(10 * stayed >= 9 * all, "{stayed} of {all} messages stayed with one worker");
+
+    // What was meant for a dead worker does not wait for it: the server sees that it is gone.
+    first.kill().await;
+    let data = temp_dir();
+    let ingest = start("ingest", &[], "ingest", &nats, &data);
+    let address = ingest.address_in("ingest listens").await;
+    let started = Instant::now();
+    let sent = Load::start(&[address], 5, stories(2, 64, 1)).finish().await;
+    assert_eq!(sent.accepted.len(), 64);
+    settled(&admin, 1064).await;
+    assert!(started.elapsed() < Duration::from_secs(30), "it waited for {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acks_of_the_second_form_reach_the_streams_account() {
+    let extra = "\nfeature_flags { js_ack_fc_v2: true }\n";
+    let (nats, data) = (Nats::start_secured(&(users() + extra), admin).await, temp_dir());
+    a_load_is_shared(&nats, &data).await;
+    let reader = Role::connect(&nats, "reader").await;
+    let stream = reader.js.get_stream(names::CHANGES).await.expect("the stream");
+    let consumer: PullConsumer = stream.get_consumer("reader").await.expect("the consumer");
+    let change = bus::next(&consumer).await;
+    let reply = change.reply.as_ref().expect("a reply subject");
+    assert!(reply.starts_with("$JS.ACK._."), "the server does not use the second form: {reply}");
+    change.double_ack().await.expect("ack");
+    reader.nothing_was_denied();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denial_is_logged_as_what_it_is() {
     let (nats, data) = (nats_with_roles().await, temp_dir());
@@ -277,7 +361,7 @@ async fn a_worker_that_may_not_set_the_policy_of_consumers_goes_on_without() {
     let (nats, data) = (nats_with_roles().await, temp_dir());
     create_streams(&nats, &data).await;
     let admin = jetstream::new(nats.client().await);
-    crate::affinity::set_policy(&admin, PriorityPolicy::None).await;
+    affinity::set_policy(&admin, PriorityPolicy::None).await;
     let ingest = start("ingest", &[], "ingest", &nats, &data);
     let worker = start("worker", &[], "worker", &nats, &data);
     a_delivery_becomes_a_change(&nats, &ingest).await;
@@ -288,12 +372,12 @@ async fn a_worker_that_may_not_set_the_policy_of_consumers_goes_on_without() {
 }
 
 /// A certificate authority, and what it has signed, as files.
-struct Certificates {
+pub(crate) struct Certificates {
     dir: TempDir,
 }
 
 impl Certificates {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
         let dir = temp_dir();
         let write = |name: &str, text: String| {
@@ -315,7 +399,7 @@ impl Certificates {
         Self { dir }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 }

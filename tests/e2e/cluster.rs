@@ -13,25 +13,33 @@ use tests::{
 
 /// Three servers that know each other, `n0`, `n1` and `n2`.
 async fn cluster() -> Vec<Nats> {
-    let mut servers: Vec<Nats> = (0..3).map(|_| Nats::prepared("")).collect();
+    let servers = (0..3).map(|_| Nats::prepared("")).collect();
+    cluster_of(servers, |port, ports| {
+        let routes = ports.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
+        format!("cluster {{ name: c, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}")
+    })
+    .await
+}
+
+/// Starts `servers` as `n0`, `n1` and `n2`. `config` gets the port for routes of one, and of all.
+pub(crate) async fn cluster_of(
+    mut servers: Vec<Nats>,
+    config: impl Fn(u16, [u16; 3]) -> String,
+) -> Vec<Nats> {
     // The ports for clients are chosen already. Open listeners make the ports of routes differ.
     let listeners: Vec<_> =
         (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     let port = |n: usize| listeners[n].local_addr().expect("its address").port();
-    let routes: Vec<_> = (0..3).map(|n| format!("nats://127.0.0.1:{}", port(n))).collect();
+    let ports = [0, 1, 2].map(port);
     for (n, server) in servers.iter_mut().enumerate() {
-        server.set_extra(&format!(
-            "server_name: n{n}\ncluster {{ name: c, listen: \"127.0.0.1:{}\", routes: [{}] }}",
-            port(n),
-            routes.join(", ")
-        ));
+        server.set_extra(&format!("server_name: n{n}\n{}", config(ports[n], ports)));
     }
     drop(listeners);
     join_all(servers.iter_mut().map(Nats::restart)).await;
     servers
 }
 
-async fn leader(js: &jetstream::Context, stream: &str) -> Option<usize> {
+pub(crate) async fn leader(js: &jetstream::Context, stream: &str) -> Option<usize> {
     let mut stream = js.get_stream(stream).await.ok()?;
     let leader = stream.info().await.ok()?.cluster.as_ref()?.leader.clone()?;
     leader.strip_prefix('n')?.parse().ok()

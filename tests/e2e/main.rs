@@ -9,6 +9,8 @@ mod broker_tls;
 mod cluster;
 mod coordinator;
 mod hostile_messages;
+#[cfg(target_os = "linux")]
+mod deployed_cluster;
 mod http;
 mod operator;
 mod outages;

@@ -287,8 +287,19 @@ async fn no_role_publishes_or_reads_what_is_not_its_own() {
             }
         }
         for subject in [
-            ">", "*.>", "gitea.>", "gitea.issues.>", "gitea.changes.>", "gitea.dead.>",
-            "$KV.>", "$JS.>", "$JS.API.>", "$JS.ACK.>", "$JS.EVENT.>", "$SYS.>", "_R_.>",
+            ">",
+            "*.>",
+            "gitea.>",
+            "gitea.issues.>",
+            "gitea.changes.>",
+            "gitea.dead.>",
+            "$KV.>",
+            "$JS.>",
+            "$JS.API.>",
+            "$JS.ACK.>",
+            "$JS.EVENT.>",
+            "$SYS.>",
+            "_R_.>",
         ] {
             role.subscribe(subject).await;
             denied.push(subject.into());

@@ -43,9 +43,14 @@ impl Nats {
         options: impl Fn() -> ConnectOptions + Send + Sync + 'static,
     ) -> Self {
         let mut nats = Self::prepared(extra);
-        nats.options = Arc::new(options);
+        nats.set_options(options);
         nats.restart().await;
         nats
+    }
+
+    /// Sets the options with which a client may do everything.
+    pub fn set_options(&mut self, options: impl Fn() -> ConnectOptions + Send + Sync + 'static) {
+        self.options = Arc::new(options);
     }
 
     /// A server that is not running yet. Its port stays the same.
