@@ -8,9 +8,9 @@ mod broker_roles;
 mod broker_tls;
 mod cluster;
 mod coordinator;
-mod hostile_messages;
 #[cfg(target_os = "linux")]
 mod deployed_cluster;
+mod hostile_messages;
 mod http;
 mod operator;
 mod outages;
