@@ -71,7 +71,7 @@ pub fn write(file: &Path, content: &[u8]) -> io::Result<()> {
     write_then(file, content, |_| Ok(()))
 }
 
-/// Like [`write`], and what is written is on disk before the file appears.
+/// Like [`write()`], and what is written is on disk before the file appears.
 ///
 /// # Errors
 /// The error of the operation that failed.
