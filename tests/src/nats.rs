@@ -91,11 +91,6 @@ impl Nats {
         self.extra = extra.into();
     }
 
-    /// Sets the options of clients that may do everything.
-    pub fn set_options(&mut self, options: impl Fn() -> ConnectOptions + Send + Sync + 'static) {
-        self.options = Arc::new(options);
-    }
-
     /// Starts the server, always on the same port and directory. Kills it before if it runs.
     pub async fn restart(&mut self) {
         self.start_process(&format!("jetstream {{ store_dir: {:?} }}", self.store)).await;
