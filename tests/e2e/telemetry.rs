@@ -200,7 +200,9 @@ fn one<'a>(spans: &'a [Span], name: &str) -> &'a Span {
 /// All spans except the spans of jobs, which have traces of their own.
 fn of_deliveries(receiver: &Receiver) -> Vec<String> {
     let spans = receiver.spans().into_iter().map(|span| span.name);
-    spans.filter(|name| !["lag", "journal_upkeep", "standing"].contains(&name.as_str())).collect()
+    spans
+        .filter(|name| !["lag", "storage", "journal_upkeep", "standing"].contains(&name.as_str()))
+        .collect()
 }
 
 fn names(spans: &[Span]) -> Vec<&str> {
