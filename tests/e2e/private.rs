@@ -217,7 +217,7 @@ async fn what_is_kept_is_private_whatever_the_umask() {
 async fn what_others_can_read_is_put_right_and_told_in_one_line() {
     let environment = [
         ("GITEA_URL", "http://localhost:3000"),
-        ("GITEA_WEBHOOK_SECRET", "s"),
+        ("GITEA_WEBHOOK_SECRET", "0123456789abcdef"),
         ("NATS_URL", "nats://127.0.0.1:1"),
     ];
     for role in ["up", "ingest"] {

@@ -300,6 +300,7 @@ fn ignores_hangup() -> bool {
     ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|m| m & 1 == 1)
 }
 
+/// The exit code of a process: 0, [`EXIT_USAGE`](crate::settings::EXIT_USAGE) if a setting is missing or
 /// wrong, 1 for any other error.
 pub fn exit_code(result: &Result<()>) -> ExitCode {
     match result {
