@@ -208,7 +208,6 @@ async fn broker() -> (Nats, jetstream::Context, Vec<Role>) {
         ("gitea.changes.closed.acme.r1.1", "change"),
         ("gitea.dead.issues.closed.acme.r1.1.5", "dead"),
         ("$KV.GITEA_ISSUE_STATE.1.1", "state"),
-        // Two for each reader.
         ("gitea.changes.closed.acme.r1.2", "change-2"),
     ] {
         let mut headers = HeaderMap::new();
@@ -216,7 +215,7 @@ async fn broker() -> (Nats, jetstream::Context, Vec<Role>) {
         let stored = admin.publish_with_headers(subject, headers, "x".into()).await;
         stored.expect("publish").await.expect("an ack");
     }
-    // Reader has one in hand and no more.
+    // One is left for the reader, which `requests` takes in hand: then its pulls find nothing.
     let reader = admin.get_consumer_from_stream("reader", CHANGES).await.expect("the consumer");
     bus::next(&reader).await.double_ack().await.expect("an ack");
     let mut roles = vec![Role::connect(&nats, "admin").await];
