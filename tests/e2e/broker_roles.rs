@@ -18,7 +18,9 @@ use async_nats::{
 use contract::names;
 use tempfile::TempDir;
 use tests::{
-    bus, check,
+    bus,
+    certificates::Certificates,
+    check,
     gitea::{Issue, SECRET},
     load::{Load, stories},
     nats::Nats,
@@ -369,39 +371,6 @@ async fn a_worker_that_may_not_set_the_policy_of_consumers_goes_on_without() {
     let told = |process: &Process| process.output().matches("refused to serve").count();
     assert_eq!(told(&worker), 1, "{}", worker.output());
     assert!(!worker.output().contains("cannot consume"), "{}", worker.output());
-}
-
-/// A certificate authority, and what it has signed, as files.
-pub(crate) struct Certificates {
-    dir: TempDir,
-}
-
-impl Certificates {
-    pub(crate) fn new() -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-        let dir = temp_dir();
-        let write = |name: &str, text: String| {
-            std::fs::write(dir.path().join(name), text).expect("write a certificate");
-        };
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        write("ca.pem", params.self_signed(&key).expect("a certificate").pem());
-        let authority = Issuer::new(params, key);
-        for name in ["server", "client"] {
-            let key = KeyPair::generate().expect("a key");
-            let names = vec!["localhost".into(), "127.0.0.1".into()];
-            let params = CertificateParams::new(names).expect("parameters");
-            let certificate = params.signed_by(&key, &authority).expect("a certificate");
-            write(&format!("{name}.pem"), certificate.pem());
-            write(&format!("{name}-key.pem"), key.serialize_pem());
-        }
-        Self { dir }
-    }
-
-    pub(crate) fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,9 @@
 use async_nats::{ConnectOptions, jetstream};
 use contract::names;
 use tests::{
-    bus, check,
+    bus,
+    certificates::Certificates,
+    check,
     load::{Load, stories},
     nats::Nats,
     system::settled,
@@ -13,7 +15,7 @@ use tests::{
 
 use crate::{
     affinity,
-    broker_roles::{Certificates, admin, start_at, users},
+    broker_roles::{admin, start_at, users},
     cluster::{cluster_of, leader},
 };
 
