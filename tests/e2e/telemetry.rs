@@ -147,6 +147,8 @@ async fn stream(js: &jetstream::Context, name: &str) -> jetstream::stream::Strea
 
 /// Makes the broker refuse every change for as long as its stream is full, or take them again.
 pub(crate) async fn refuse_changes(js: &jetstream::Context, refuse: bool) {
+    // The worker makes the bucket last, once the streams have their limits.
+    stream(js, "KV_GITEA_ISSUE_STATE").await;
     let (max_bytes, discard) =
         if refuse { (1, DiscardPolicy::New) } else { (-1, DiscardPolicy::Old) };
     let config = jetstream::stream::Config {

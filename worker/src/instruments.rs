@@ -8,14 +8,21 @@ use std::{
     time::Duration,
 };
 
-use contract::{change::Change, dead_letter::Reason};
+use contract::{
+    change::Change,
+    dead_letter::Reason,
+    names::{CHANGES, DEAD_LETTERS, EVENTS, ISSUE_STATE},
+};
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
 use service::telemetry::metrics::SECONDS;
 
-use crate::{step::outcome::Verdict, storage::STREAMS};
+use crate::step::outcome::Verdict;
+
+/// Streams and the bucket, by their names in metrics.
+pub(crate) const STREAMS: [&str; 4] = [EVENTS, CHANGES, DEAD_LETTERS, ISSUE_STATE];
 
 /// The instruments of one worker.
 #[derive(Debug)]

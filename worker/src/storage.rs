@@ -5,11 +5,11 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::context::GetStreamError;
-use contract::names::{CHANGES, DEAD_LETTERS, EVENTS, ISSUE_STATE};
+use contract::names::ISSUE_STATE;
 use service::jobs::Job;
 use thiserror::Error;
 
-use crate::context::Context;
+use crate::{context::Context, instruments::STREAMS};
 
 /// A flood fills a stream within minutes. At the start the streams do not exist yet.
 pub(crate) const STORAGE: Job = Job {
@@ -19,9 +19,6 @@ pub(crate) const STORAGE: Job = Job {
     jitter: 0.2,
     waits_at_first: false,
 };
-
-/// What is asked for, by its name in metrics.
-pub(crate) const STREAMS: [&str; 4] = [EVENTS, CHANGES, DEAD_LETTERS, ISSUE_STATE];
 
 /// Why it is unknown.
 #[derive(Debug, Error)]
