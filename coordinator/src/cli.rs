@@ -1,6 +1,9 @@
 //! The command line: a role or a command.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::{
@@ -169,7 +172,7 @@ fn secret_flags(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<Stri
             problems.push(format!(
                 "--{flag} shows a secret to everybody on this machine; set {variable} or {variable}_FILE"
             ));
-        } else if text(id).is_some_and(|text| text.contains('@')) {
+        } else if text(id).is_some_and(|text| holds_login(setting, text)) {
             problems.push(format!(
                 "--{flag} holds a login that everybody on this machine can see; set {variable}"
             ));
@@ -181,6 +184,12 @@ fn secret_flags(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<Stri
         problems.extend(secret_flags(command, matches));
     }
     problems
+}
+
+/// Whether the text of a setting is a URL with a login.
+fn holds_login(setting: &clap::Arg, text: &str) -> bool {
+    let variable = setting.get_env().and_then(OsStr::to_str).unwrap_or_default();
+    text.contains('@') && (text.contains("://") || variable.ends_with("_URL"))
 }
 
 /// The settings among `variables` that are no text. clap refuses them without saying which.
@@ -275,7 +284,8 @@ mod tests {
             (&["up", "--nats-password", "s"], Some("set NATS_PASSWORD or NATS_PASSWORD_FILE")),
             (&["tail", "--nats-url", "nats://u:p@h"], Some("--nats-url holds a login")),
             (&["dead-letters", "list", "--nats-password", "s"], Some("set NATS_PASSWORD or")),
-            (&["ingest", "--gitea-webhook-secret-file", "s", "--nats-url", "nats://h"], None),
+            (&["ingest", "--gitea-webhook-secret-file", "s@b", "--nats-url", "nats://h"], None),
+            (&["tail", "--nats-url", "u:p@h"], Some("--nats-url holds a login")),
         ] {
             let args = [&["coordinator"], args].concat();
             let matches = command().try_get_matches_from(args).expect("good arguments");

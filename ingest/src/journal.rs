@@ -15,7 +15,7 @@ pub(crate) mod window;
 mod writer;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc,
@@ -78,6 +78,9 @@ pub enum JournalError {
     /// [`service::private::put_right`].
     #[error("DATA_DIR {0}")]
     Private(String),
+    /// There is no journal in the directory, but one in the directory above.
+    #[error("DATA_DIR is {}, and a journal is in {}: it may hold deliveries that are not published; move journal.* from there, or set DATA_DIR to it", .0.display(), .1.display())]
+    Above(PathBuf, PathBuf),
     /// Another process has locked the directory.
     #[error("another instance uses this directory")]
     InUse,
@@ -168,6 +171,18 @@ pub(crate) struct Journal {
     retention: Duration,
 }
 
+/// Refuses to begin a journal below another one, as where `DATA_DIR` was changed to a directory in
+/// the former one. What the other one holds would never be published.
+fn is_not_above(dir: &Path) -> Result<(), JournalError> {
+    let there = |dir: &Path| dir.join(FILE).try_exists().unwrap_or(false);
+    match dir.parent() {
+        Some(above) if there(above) && !there(dir) => {
+            Err(JournalError::Above(dir.to_owned(), above.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Journal {
     /// Opens or creates the journal and starts its writer.
     pub(crate) async fn open(
@@ -179,7 +194,11 @@ impl Journal {
         let dir = std::path::absolute(&settings.dir).map_err(JournalError::Directory)?;
         let (file, retention) = (dir.join(FILE), settings.retention);
         let opening = JournalSettings { dir, ..settings.clone() };
-        let (writer, shared, committed) = blocking(move || Writer::open(&opening, FILE)).await?;
+        let open = move || {
+            is_not_above(&opening.dir)?;
+            Writer::open(&opening, FILE)
+        };
+        let (writer, shared, committed) = blocking(open).await?;
         let (commands, receiver) = sync_channel(QUEUE);
         tasks.spawn_thread(WRITER, move || writer.run(&receiver)).map_err(JournalError::Thread)?;
         let Shared { status, window, tail } = shared;

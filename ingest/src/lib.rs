@@ -153,7 +153,9 @@ impl Role for Ingest {
 fn not_opened(error: JournalError, dir: &Path) -> anyhow::Error {
     let dir = dir.display();
     match error {
-        JournalError::Private(_) => anyhow::Error::new(SettingsError(vec![error.to_string()])),
+        JournalError::Private(_) | JournalError::Above(..) => {
+            anyhow::Error::new(SettingsError(vec![error.to_string()]))
+        }
         JournalError::Directory(_) | JournalError::File(_) | JournalError::Lock(_) => {
             let problem = format!("DATA_DIR is {dir}, which cannot be used ({})", Causes(&error));
             anyhow::Error::new(SettingsError(vec![problem]))

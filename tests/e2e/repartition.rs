@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
-use contract::names;
+use contract::{envelope::Envelope, names, partitions::Partitions};
 use serde_json::Value;
 use service::broker::{
     create::{self, Wanted},
@@ -21,21 +21,31 @@ use tests::{
 
 const ISSUES: u64 = 20;
 
-/// Begins to make `partitions` the number, as `create-streams` does.
+/// Begins to make `partitions` the number, as `create-streams` does. The tests wait until ingest has
+/// seen it.
 fn create(
     js: &jetstream::Context,
     partitions: &'static str,
+) -> tokio::task::JoinHandle<Result<(), create::CreateError>> {
+    create_after(js, partitions, Duration::ZERO)
+}
+
+/// The same, once nothing new has come for `repartition_pause`.
+fn create_after(
+    js: &jetstream::Context,
+    partitions: &'static str,
+    repartition_pause: Duration,
 ) -> tokio::task::JoinHandle<Result<(), create::CreateError>> {
     let js = js.clone();
     tokio::spawn(async move {
         let config = worker_config("nats://127.0.0.1:1", &["--partitions", partitions]);
         let wanted = Wanted {
             settings: &config.common.streams,
+            partitions: Some(config.common.streams.partitions),
             ack_wait: config.ack_wait,
             prioritize: true,
             readers: &[],
-            // The tests wait until ingest has seen it.
-            repartition_pause: Duration::ZERO,
+            repartition_pause,
         };
         create::create_all(&js, wanted).await
     })
@@ -115,7 +125,7 @@ async fn the_number_of_partitions_changes_once_all_is_handled_and_every_order_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_was_begun_can_be_taken_back() {
-    let System { ingest, worker, js, nats, .. } = System::start().await;
+    let System { nats, ingest, worker, js, data: _data, .. } = System::start().await;
     round(&ingest, 1).await;
     settled(&js, ISSUES).await;
     worker.stop().await;
@@ -130,6 +140,35 @@ async fn a_change_that_was_begun_can_be_taken_back() {
     assert_eq!(stored(&js).await.next, None);
     let worker = start_worker(&worker_config(&nats.url(), &[])).await;
     settled(&js, 2 * ISSUES).await;
+    worker.stop().await;
+    ingest.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_not_through_while_somebody_still_publishes() {
+    let System { nats: _nats, ingest, worker, js, data: _data, .. } = System::start().await;
+    round(&ingest, 1).await;
+    settled(&js, ISSUES).await;
+    let pause = Duration::from_secs(2);
+    let change = create_after(&js, "8", pause);
+    // An ingest that does not see the change, such as one that was suspended.
+    let mut event = contract::event::example();
+    let parent = "00-b60f8ed36a1a4e58b31e0b00968f94cb-00f067aa0ba902b7-01";
+    let started = std::time::Instant::now();
+    let mut published = ISSUES;
+    while started.elapsed() < 2 * pause {
+        event.delivery.id = format!("late-{published}");
+        let parent = parent.parse().expect("a traceparent");
+        let late = Envelope::of_event(&event, "http://g", &parent, Partitions::DEFAULT);
+        let late = late.expect("a message");
+        let headers = bus::header_map(&late.headers);
+        let sent = js.publish_with_headers(late.subject, headers, late.payload.into()).await;
+        sent.expect("publish").await.expect("an ack");
+        published += 1;
+        settled(&js, published).await;
+        assert!(!change.is_finished());
+    }
+    wait::within("the change", change).await.expect("no panic").expect("changed");
     worker.stop().await;
     ingest.stop().await;
 }

@@ -10,7 +10,7 @@ use service::{
         create::{self, Wanted},
         streams::StreamsArgs,
     },
-    settings::Problems,
+    settings::{Problems, text},
     telemetry::{Telemetry, TelemetryArgs},
 };
 use tracing::info;
@@ -24,8 +24,8 @@ pub(crate) struct CreateStreamsArgs {
     /// Durable consumer of the changes for a subscriber, several by repeating it
     #[arg(long, value_name = "NAME")]
     reader: Vec<String>,
-    /// Seconds that ingest gets to see a change of PARTITIONS; it looks twice a minute
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    /// Seconds without a new event before a change of PARTITIONS; ingest looks twice a minute
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(50..))]
     repartition_pause_secs: u64,
     #[command(flatten)]
     broker: BrokerArgs,
@@ -51,6 +51,7 @@ pub(crate) async fn main(args: &CreateStreamsArgs) -> Result<()> {
     let session = broker.connected().await;
     let wanted = Wanted {
         settings: &limits,
+        partitions: text(&args.streams.partitions).map(|_| limits.partitions),
         ack_wait,
         prioritize: session.knows_priorities(),
         readers: &args.reader,

@@ -309,3 +309,16 @@ async fn a_directory_named_like_a_uri_of_sqlite_holds_a_file_all_the_same() {
     assert!(dir.join(FILE).is_file());
     journal.close().await;
 }
+
+#[tokio::test]
+async fn a_journal_is_not_begun_below_another_one() {
+    let dir = directory();
+    let above = settings(&dir);
+    let below = JournalSettings { dir: dir.path().join("journal"), ..above.clone() };
+    Opened::open(&above).await.expect("a journal").close().await;
+    let refused = Opened::open(&below).await.map(|_| ());
+    assert!(matches!(refused, Err(JournalError::Above(..))), "{refused:?}");
+    std::fs::create_dir_all(&below.dir).expect("directory");
+    std::fs::rename(above.dir.join(FILE), below.dir.join(FILE)).expect("moved");
+    Opened::open(&below).await.expect("a journal").close().await;
+}

@@ -44,6 +44,10 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_
 const LEAST_HEADROOM: usize = 2048;
 /// Bytes for the header `Nats-Expected-Stream`, which the client adds.
 const CLIENT_HEADERS: usize = 64;
+/// How long a look at the stream holds. Each check renews it. Where checks fail, or this process was
+/// suspended, nothing is published before another look, since the number of partitions may be changing.
+/// `create-streams` waits longer than this.
+const MAX_AGE: Duration = Duration::from_secs(45);
 /// How often the broker may refuse a message as too large before the entry is set aside. The limits
 /// that were read last may be outdated.
 const MAX_OVERSIZED: u32 = 3;
@@ -134,6 +138,7 @@ impl Offering {
 struct Stream {
     /// Number of the session that read it, because the next session may be with another server.
     session: u64,
+    looked_at: Instant,
     dedup_window: Duration,
     /// Largest message, including headers, if the stream has such a limit.
     max_message: Option<usize>,
@@ -356,7 +361,10 @@ impl Publisher {
     }
 
     async fn look_up(&self, known: &mut Known, session: &Session) -> Result<Stream, StreamsError> {
-        if let Some(stream) = known.stream.filter(|stream| stream.session == session.number()) {
+        let is_current = |stream: &Stream| {
+            stream.session == session.number() && stream.looked_at.elapsed() < MAX_AGE
+        };
+        if let Some(stream) = known.stream.filter(is_current) {
             return Ok(stream);
         }
         let found = self.find(session).await?;
@@ -371,6 +379,7 @@ impl Publisher {
         let config = &info.config;
         let stream = Stream {
             session: session.number(),
+            looked_at: Instant::now(),
             dedup_window: config.duplicate_window,
             max_message: usize::try_from(config.max_message_size).ok().filter(|n| *n > 0),
         };

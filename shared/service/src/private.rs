@@ -138,6 +138,14 @@ pub fn put_right(dir: &Path, ours: &[&str]) -> Result<Outcome, String> {
             continue;
         }
         let path = entry.path();
+        // What it leads to would be put right, with our rights.
+        let link = path.symlink_metadata().ok().filter(Metadata::is_symlink);
+        if link.is_some_and(|link| link.uid() != geteuid().as_raw()) {
+            return Err(format!(
+                "holds {}, a link that another user has made; remove it",
+                path.display()
+            ));
+        }
         let metadata = match path.metadata() {
             // A server that still ends takes its files away.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -184,8 +192,15 @@ impl Outcome {
             Verdict::PutRight => {
                 let mode = metadata.mode() & 0o7777 & !SHARED;
                 std::fs::set_permissions(path, Permissions::from_mode(mode))?;
-                if metadata.is_dir() { &mut self.directories } else { &mut self.files }
-                    .push(found());
+                // A file system without modes of its own takes the change and does nothing.
+                let list = if path.metadata()?.mode() & SHARED != 0 {
+                    &mut self.left
+                } else if metadata.is_dir() {
+                    &mut self.directories
+                } else {
+                    &mut self.files
+                };
+                list.push(found());
             }
         }
         Ok(())

@@ -83,8 +83,8 @@ pub async fn partition_consumer(
 
 /// Fields that may be otherwise while a consumer keeps the order per issue, gives no message up, and
 /// can be pulled from.
-const HARMLESS: [&str; 6] =
-    ["deliver_policy", "replay_policy", "rate_limit_bps", "max_batch", "max_bytes", "max_expires"];
+const HARMLESS: [&str; 5] =
+    ["replay_policy", "rate_limit_bps", "max_batch", "max_bytes", "max_expires"];
 
 /// Whether a consumer keeps every promise although it is not as needed.
 fn keeps_order(found: &consumer::Config, needed: &consumer::Config) -> bool {

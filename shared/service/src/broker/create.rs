@@ -31,8 +31,10 @@ pub enum CreateError {
 /// What is created, beside the streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// Limits of the streams, and the number of partitions.
+    /// Limits of the streams, and the number of partitions of a stream that is not there yet.
     pub settings: &'a StreamsSettings,
+    /// The number of partitions. Without one it stays as it is.
+    pub partitions: Option<Partitions>,
     /// The consumers' wait for an ack.
     pub ack_wait: Duration,
     /// Whether the server can serve the workers' requests by priority.
@@ -58,7 +60,8 @@ pub async fn create_all(js: &jetstream::Context, wanted: Wanted<'_>) -> Result<(
     streams.issue_state().await?;
     let stored = Stored::of(&events.cached_info().config);
     // Those of all partitions exist before it is asked what they have not handled.
-    create_consumers(&events, wanted, stored.partitions.max(settings.partitions)).await?;
+    let partitions = wanted.partitions.unwrap_or(stored.partitions);
+    create_consumers(&events, wanted, stored.partitions.max(partitions)).await?;
     for name in wanted.readers {
         let reader = pull::Config {
             durable_name: Some(name.clone()),
@@ -70,7 +73,7 @@ pub async fn create_all(js: &jetstream::Context, wanted: Wanted<'_>) -> Result<(
         let there = changes.get_or_create_consumer(name, reader).await;
         there.map_err(|error| StreamsError::Consumer(name.clone(), error))?;
     }
-    repartition(js, &events, settings.partitions, wanted.repartition_pause).await?;
+    repartition(js, partitions, wanted.repartition_pause).await?;
     let unfit = findings.unfit();
     if unfit.is_empty() { Ok(()) } else { Err(StreamsError::Unfit(unfit.join("; ")).into()) }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use async_nats::jetstream::{
     Context, consumer,
-    context::UpdateStreamError,
+    context::{ConsumerInfoError, GetStreamError, UpdateStreamError},
     stream::{self, Stream},
 };
 use contract::{
@@ -32,6 +32,8 @@ const NEXT: &str = "coordinator-partitions-next";
 const POLL: Duration = Duration::from_secs(1);
 /// Pause between lines about it.
 const REPORT: Duration = Duration::from_secs(10);
+/// Looks that may fail in a row. An election takes some seconds.
+const MAX_FAILURES: u32 = 30;
 
 /// What the stream of events says of its partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,16 +78,21 @@ impl fmt::Display for Stored {
 pub enum RepartitionError {
     /// Looking the stream up.
     #[error("look up stream {EVENTS}")]
-    Look(#[source] Box<async_nats::jetstream::context::GetStreamError>),
+    Look(#[source] Box<GetStreamError>),
     /// Changing the stream's metadata.
     #[error("write the number of partitions to stream {EVENTS}")]
     Write(#[source] UpdateStreamError),
     /// Looking at a partition's consumer.
     #[error("look up consumer {0}")]
-    Consumer(String, #[source] async_nats::jetstream::context::ConsumerInfoError),
+    Consumer(String, #[source] ConsumerInfoError),
     /// Somebody else changes it too.
     #[error("another run changes the number of partitions: the stream has {0}")]
     Contended(Stored),
+    /// The change has begun, and is not through.
+    #[error(
+        "the change of the number of partitions is not through, and nothing is published until create-streams has run again"
+    )]
+    Unfinished(#[source] Box<Self>),
 }
 
 /// Makes `wanted` the number of partitions. Waits without a limit until all events are handled.
@@ -94,10 +101,10 @@ pub enum RepartitionError {
 /// the change under way: another run goes on with it, or takes it back if it wants the former number.
 pub(super) async fn repartition(
     js: &Context,
-    events: &Stream,
     wanted: Partitions,
     pause: Duration,
 ) -> Result<(), RepartitionError> {
+    let events = look(js).await?;
     let stored = Stored::of(&events.cached_info().config);
     if stored == Stored::new(wanted) {
         return Ok(());
@@ -105,35 +112,65 @@ pub(super) async fn repartition(
     if stored.partitions == wanted {
         // Nothing was published under the other number.
         info!(partitions = %wanted, "the change of the number of partitions is taken back");
-        return write(js, Stored::new(wanted)).await;
+        return replace(js, stored, Stored::new(wanted)).await;
     }
     let under_way = Stored { partitions: stored.partitions, next: Some(wanted) };
     if stored.next.is_some_and(|next| next != wanted) {
         return Err(RepartitionError::Contended(stored));
     }
-    write(js, under_way).await?;
+    replace(js, stored, under_way).await?;
     info!(found = %stored, wanted = %wanted, ?pause, "waiting for ingest to stop publishing");
-    tokio::time::sleep(pause).await;
-    until_handled(events, stored.partitions).await?;
-    let found = look(js).await?;
-    if Stored::of(&found.cached_info().config) != under_way {
-        return Err(RepartitionError::Contended(Stored::of(&found.cached_info().config)));
-    }
-    write(js, Stored::new(wanted)).await?;
+    let changed = async {
+        until_handled(js, under_way, pause).await?;
+        replace(js, under_way, Stored::new(wanted)).await
+    };
+    changed.await.map_err(|error| RepartitionError::Unfinished(Box::new(error)))?;
     info!(partitions = %wanted, "the number of partitions is changed; restart all roles with it");
     Ok(())
 }
 
-async fn until_handled(events: &Stream, partitions: Partitions) -> Result<(), RepartitionError> {
+/// Waits until nothing has been published for `pause`, and all that is there is handled.
+async fn until_handled(
+    js: &Context,
+    under_way: Stored,
+    pause: Duration,
+) -> Result<(), RepartitionError> {
     let mut reported: Option<Instant> = None;
+    let mut quiet: Option<(u64, Instant)> = None;
+    let mut failures = 0;
     loop {
-        let unhandled = unhandled(events, partitions).await?;
-        if unhandled == 0 {
-            return Ok(());
-        }
-        if reported.is_none_or(|at| at.elapsed() > REPORT) {
-            info!(unhandled, "waiting for workers to handle what is there");
-            reported = Some(Instant::now());
+        let looked = async {
+            let events = look(js).await?;
+            Ok((unhandled(&events, under_way.partitions).await?, events))
+        };
+        match looked.await {
+            Ok((unhandled, events)) => {
+                failures = 0;
+                let info = events.cached_info();
+                let stored = Stored::of(&info.config);
+                if stored != under_way {
+                    return Err(RepartitionError::Contended(stored));
+                }
+                let last = info.state.last_sequence;
+                let since = match quiet {
+                    Some((sequence, since)) if sequence == last => since,
+                    _ => quiet.insert((last, Instant::now())).1,
+                };
+                if unhandled == 0 && since.elapsed() >= pause {
+                    return Ok(());
+                }
+                if reported.is_none_or(|at| at.elapsed() > REPORT) {
+                    info!(unhandled, "waiting for workers to handle what is there");
+                    reported = Some(Instant::now());
+                }
+            }
+            // A leader is being elected, or the broker is slow.
+            Err(error) => {
+                failures += 1;
+                if failures >= MAX_FAILURES {
+                    return Err(error);
+                }
+            }
         }
         tokio::time::sleep(POLL).await;
     }
@@ -154,9 +191,14 @@ async fn look(js: &Context) -> Result<Stream, RepartitionError> {
     js.get_stream(EVENTS).await.map_err(|error| RepartitionError::Look(Box::new(error)))
 }
 
-/// Changes nothing of the stream but the number.
-async fn write(js: &Context, stored: Stored) -> Result<(), RepartitionError> {
+/// Changes nothing of the stream but the number, if that is `found` still. The broker knows no
+/// compare-and-set for a stream's configuration, so this looks right before.
+async fn replace(js: &Context, found: Stored, stored: Stored) -> Result<(), RepartitionError> {
     let mut config = look(js).await?.cached_info().config.clone();
+    let there = Stored::of(&config);
+    if there != found {
+        return Err(RepartitionError::Contended(there));
+    }
     stored.write(&mut config);
     js.update_stream(&config).await.map_err(RepartitionError::Write)?;
     Ok(())

@@ -391,6 +391,8 @@ fn requires_limit(error: &(dyn std::error::Error + 'static)) -> bool {
 fn has_no_room(error: &(dyn std::error::Error + 'static)) -> bool {
     refused_with(error).is_some_and(|error| match error.error_code() {
         jetstream::ErrorCode::STORAGE_RESOURCES_EXCEEDED => true,
+        // The account's limit of one stream.
+        jetstream::ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED => true,
         // Of a cluster: "no suitable peers for placement, insufficient storage".
         jetstream::ErrorCode::CLUSTER_NO_PEERS => error.to_string().contains("storage"),
         _ => false,
