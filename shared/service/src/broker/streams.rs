@@ -44,8 +44,8 @@ crate::settings! {
             "How long the broker keeps events, changes and dead letters";
         dedup_window_secs: Duration = "DEDUP_WINDOW_SECS" or "90000, 25 hours" = Duration::from_secs(90_000), secs(10, u32::MAX.into()),
             "How long the broker remembers message ids; longer than the journal's retention";
-        stream_max_bytes: i64 = "STREAM_MAX_BYTES" or "2147483648, less where the broker has less room" = DEFAULT_MAX_BYTES, number(0, i64::MAX),
-            "Limit of each stream when it is created, and of the bucket where the account requires one; 0 for none";
+        stream_max_bytes: Option<i64> = "STREAM_MAX_BYTES", number(0, i64::MAX),
+            "Limit of each stream when it is created, and of the bucket where the account requires one; 0 for none [default: 2147483648, less where the broker has less room]";
         partitions: Partitions = "PARTITIONS" or "64" = Partitions::DEFAULT, number(Partitions::MIN, Partitions::MAX),
             "Shares of all issues, the same for all roles; create-streams changes it";
     }
@@ -218,7 +218,7 @@ impl Streams<'_> {
         name: &'static str,
         wanted: &stream::Config,
     ) -> Result<stream::Stream, StreamsError> {
-        let stream = if self.settings.stream_max_bytes == DEFAULT_MAX_BYTES {
+        let stream = if self.settings.stream_max_bytes.is_none() {
             self.create_within_room(name, wanted).await?
         } else {
             // Two processes that start together ask for the same stream, which the broker allows.
@@ -291,7 +291,7 @@ impl Streams<'_> {
                 }
                 Err(error) => error,
             };
-            let is_default = self.settings.stream_max_bytes == DEFAULT_MAX_BYTES;
+            let is_default = self.settings.stream_max_bytes.is_none();
             match error {
                 error if requires_limit(&error) => match limit(self.settings) {
                     -1 => return Err(StreamsError::NoLimit(ISSUE_STATE)),
@@ -352,7 +352,10 @@ fn stream_config(
 
 /// The limit in bytes of what is created, where -1 is none.
 fn limit(settings: &StreamsSettings) -> i64 {
-    if settings.stream_max_bytes == 0 { -1 } else { settings.stream_max_bytes }
+    match settings.stream_max_bytes {
+        Some(0) => -1,
+        limit => limit.unwrap_or(DEFAULT_MAX_BYTES),
+    }
 }
 
 fn bucket_config(settings: &StreamsSettings, max_bytes: i64) -> kv::Config {
@@ -502,7 +505,7 @@ mod tests {
             stream_replicas: 3,
             stream_max_age_secs: Duration::from_secs(1000),
             dedup_window_secs: Duration::from_secs(100),
-            stream_max_bytes: 0,
+            stream_max_bytes: Some(0),
             partitions: Partitions::DEFAULT,
         };
         let stream = stream_config(&settings, EVENTS, EVENTS_PREFIX, DiscardPolicy::New);
@@ -517,7 +520,7 @@ mod tests {
             stream_replicas: 1,
             stream_max_age_secs: Duration::from_secs(1000),
             dedup_window_secs: Duration::from_secs(100),
-            stream_max_bytes: 0,
+            stream_max_bytes: Some(0),
             partitions: Partitions::DEFAULT,
         }
     }
