@@ -10,9 +10,11 @@ use service::broker::{
     create::{self, Wanted},
     repartition::Stored,
 };
+use tempfile::TempDir;
 use tests::{
     bus,
     gitea::Issue,
+    nats::Nats,
     system::{
         Running, System, ingest_config, send, settled, start_ingest, start_worker, worker_config,
     },
@@ -76,15 +78,20 @@ async fn round(ingest: &Running, number: u64) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_number_of_partitions_changes_once_all_is_handled_and_every_order_is_kept() {
+/// A system without a worker, where each issue has one event that is handled and one that is not.
+async fn with_unhandled() -> (Nats, Running, jetstream::Context, TempDir) {
     let System { nats, ingest, worker, js, data, .. } = System::start().await;
     round(&ingest, 1).await;
     settled(&js, ISSUES).await;
     worker.stop().await;
     round(&ingest, 2).await;
     wait::until_equal("all to be published", 2 * ISSUES, || bus::count(&js, names::EVENTS)).await;
+    (nats, ingest, js, data)
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_partitions_changes_once_all_is_handled_and_every_order_is_kept() {
+    let (nats, ingest, js, data) = with_unhandled().await;
     // Events are unhandled, so that the change has to wait.
     let change = create(&js, "8");
     wait::until("the change to begin", || async { stored(&js).await.next }).await;
@@ -125,12 +132,7 @@ async fn the_number_of_partitions_changes_once_all_is_handled_and_every_order_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_was_begun_can_be_taken_back() {
-    let System { nats, ingest, worker, js, data: _data, .. } = System::start().await;
-    round(&ingest, 1).await;
-    settled(&js, ISSUES).await;
-    worker.stop().await;
-    round(&ingest, 2).await;
-    wait::until_equal("all to be published", 2 * ISSUES, || bus::count(&js, names::EVENTS)).await;
+    let (nats, ingest, js, _data) = with_unhandled().await;
     let change = create(&js, "255");
     wait::until("the change to begin", || async { stored(&js).await.next }).await;
     change.abort();

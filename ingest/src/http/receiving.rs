@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use contract::{event::Action, traceparent::trace_id_text};
+use contract::{event::Action, timestamp::Timestamp, traceparent::trace_id_text};
 use service::{
     log_limit::LogLimit,
     telemetry::trace::{self, TRACES_ONLY},
@@ -39,9 +39,8 @@ impl Reports {
     }
 
     /// Names an accepted delivery whose body is an old one.
-    fn note_body(&self, about: &About) {
-        let Delivery { id, body_sha256, received_at, .. } = &about.delivery;
-        let Some(age) = self.bodies.accepted(body_sha256, *received_at) else { return };
+    fn note_body(&self, id: Uuid, about: &About) {
+        let Some(age) = self.bodies.accepted(&about.body_sha256, about.received_at) else { return };
         self.instruments.replayed();
         let Some(line) = self.replays.line("") else { return };
         warn!(
@@ -73,7 +72,8 @@ pub(super) struct Receiving {
 }
 
 struct About {
-    delivery: Delivery,
+    body_sha256: [u8; 32],
+    received_at: Timestamp,
     action: Action,
     repository: String,
     issue_ref: String,
@@ -113,7 +113,8 @@ impl Receiving {
 
     /// Keeps the event's fields for the report and records them on the span.
     pub(super) fn learn(&mut self, entry: &NewEntry) {
-        let (delivery, event) = (entry.delivery.clone(), &entry.event);
+        let Delivery { body_sha256, received_at, .. } = entry.delivery;
+        let event = &entry.event;
         let (action, repository) = (event.action.clone(), event.repository.full_name());
         let issue_ref = event.issue_ref();
         let span = Span::current();
@@ -126,7 +127,7 @@ impl Receiving {
             );
             trace::describe_repository(&span, &event.repository);
         }
-        self.about = Some(About { delivery, action, repository, issue_ref });
+        self.about = Some(About { body_sha256, received_at, action, repository, issue_ref });
     }
 
     /// Waits until the delivery is on disk.
@@ -158,7 +159,7 @@ impl Receiving {
         self.reports.instruments.answered(outcome, status.as_u16(), seconds);
         let about = self.about.as_ref();
         if let (Fate::Accepted, Some(about)) = (fate, about) {
-            self.reports.note_body(about);
+            self.reports.note_body(self.delivery_id, about);
         }
         macro_rules! line {
             ($message:literal $(, $name:ident = $value:expr)?) => {

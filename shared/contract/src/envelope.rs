@@ -18,7 +18,7 @@ use crate::{
 /// Header of the message id, by which a stream drops duplicates.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// Names of all headers of an event or a change.
+/// Names of all headers of an event or a change, in their order.
 pub const HEADERS: [&str; 9] = [
     MESSAGE_ID,
     "ce-specversion",
@@ -158,16 +158,18 @@ impl CloudEvent<'_> {
             return Err(EnvelopeError::Id);
         }
         let escaped = |value| utf8_percent_encode(value, HEADER_VALUE).to_string();
-        let mut headers = Headers(Vec::with_capacity(9));
-        headers.push(MESSAGE_ID, self.id);
-        headers.push("ce-specversion", "1.0");
-        headers.push("ce-id", escaped(self.id));
-        headers.push("ce-source", escaped(self.source));
-        headers.push("ce-type", escaped(&self.kind));
-        headers.push("ce-subject", escaped(&self.subject));
-        headers.push("ce-time", self.time);
-        headers.push("content-type", "application/json");
-        headers.push(TRACEPARENT, traceparent.to_string());
+        let values = [
+            self.id.to_owned(),
+            "1.0".into(),
+            escaped(self.id),
+            escaped(self.source),
+            escaped(&self.kind),
+            escaped(&self.subject),
+            self.time,
+            "application/json".into(),
+            traceparent.to_string(),
+        ];
+        let headers = Headers(HEADERS.map(Cow::Borrowed).into_iter().zip(values).collect());
         Ok(Envelope { subject, headers, payload: serde_json::to_vec(payload)? })
     }
 }
