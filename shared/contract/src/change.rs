@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
 use crate::{
-    event::{Action, Issue, IssueEvent, Repository, User},
+    event::{Action, Issue, IssueEvent, Repository, SyncCause, User},
     timestamp::Timestamp,
 };
 
 /// Version of the change's shape, under the same rule as
 /// [`EVENT_VERSION`](crate::event::EVENT_VERSION).
 pub const CHANGE_VERSION: u32 = 1;
+
+/// The name of the change's JSON Schema, as [`EVENT_SCHEMA`](crate::event::EVENT_SCHEMA).
+pub const CHANGE_SCHEMA: &str = "urn:coordinator:schema:change:v1";
 
 /// One change of an issue, as published on `gitea.changes.>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +39,10 @@ pub struct Change {
     /// Gitea's ids of `removed`, in the same order. 0 where the id is not known.
     #[serde(default)]
     pub removed_ids: Vec<i64>,
+    /// Who did it, where Gitea's timeline says so: for each of `added` or `removed` in their order,
+    /// or for the one who closed or reopened the issue. Empty where nobody asked Gitea.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by: Vec<Option<User>>,
     /// Logins assigned now, after all changes of this event. Nobody is assigned to a
     /// deleted issue.
     pub assignees: Vec<String>,
@@ -68,12 +75,20 @@ pub struct Cause {
     /// The event's action. It can differ from the change's kind: an `edited`
     /// event can be the first one that shows an assignment.
     pub action: Action,
-    /// When ingest had received the delivery.
+    /// When ingest had received the delivery, or Gitea's API had answered.
     pub received_at: Timestamp,
+    /// Why Gitea's API was asked, if the change follows from its answer. No delivery of Gitea has
+    /// the id `delivery_id` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synced: Option<SyncCause>,
+    /// The delivery whose event raised the doubt that this change settles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raised_by: Option<String>,
 }
 
 /// What changed. The changes of one event are published in the order of the kinds,
-/// so `unassigned` comes before `assigned`: one agent stops before another starts.
+/// so `unassigned` comes before `assigned`: one agent stops before another starts. Kinds are
+/// open: skip a change of a kind that you do not know.
 #[derive(
     Clone,
     Copy,
@@ -89,7 +104,7 @@ pub struct Cause {
     IntoStaticStr,
 )]
 #[serde(rename_all = "lowercase")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("examples" = ChangeKind::ALL))]
 #[strum(serialize_all = "lowercase")]
 pub enum ChangeKind {
     /// Somebody is no longer assigned.
@@ -100,7 +115,8 @@ pub enum ChangeKind {
     Reopened,
     /// Somebody was assigned.
     Assigned,
-    /// The issue was deleted. No change of the issue comes after this one.
+    /// The issue was deleted. No change of the issue comes after this one, unless Gitea's API was
+    /// asked (`synced` is `gone`) and later shows the issue again.
     Deleted,
     /// A kind that this program does not know. It is read, and never published.
     #[serde(other)]
@@ -128,8 +144,8 @@ impl Change {
     /// A change of `kind` that follows from `event`. The caller sets who was added or
     /// removed, `in_doubt` and `first_seen`.
     pub fn from_event(kind: ChangeKind, event: &IssueEvent) -> Self {
-        let deleted = event.action == Action::Deleted;
-        let assignees = if deleted { &[][..] } else { &event.issue.assignees };
+        let synced = event.synced.as_deref();
+        let assignees = if event.is_deletion() { &[][..] } else { &event.issue.assignees };
         Self {
             version: CHANGE_VERSION,
             kind,
@@ -137,6 +153,7 @@ impl Change {
             added_ids: Vec::new(),
             removed: Vec::new(),
             removed_ids: Vec::new(),
+            by: Vec::new(),
             assignees: assignees.iter().map(|user| user.login.clone()).collect(),
             assignee_ids: assignees.iter().map(|user| user.id).collect(),
             in_doubt: false,
@@ -148,6 +165,8 @@ impl Change {
                 delivery_id: event.delivery.id.clone(),
                 action: event.action.clone(),
                 received_at: event.delivery.received_at,
+                synced: synced.map(|synced| synced.cause),
+                raised_by: synced.and_then(|synced| synced.raised_by.clone()),
             },
             cut: event.cut,
         }

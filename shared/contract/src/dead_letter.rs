@@ -24,7 +24,8 @@ pub const ORIGINAL_SUBJECT: &str = "Coordinator-Original-Subject";
 /// Header: message id of the message in that stream.
 pub const ORIGINAL_MESSAGE_ID: &str = "Coordinator-Original-Msg-Id";
 
-const OWN_HEADERS: [&str; 6] =
+/// Names of the headers that a dead letter has beside those of its message.
+pub const HEADERS: [&str; 6] =
     [ERROR, ATTEMPTS, STREAM, SEQUENCE, ORIGINAL_SUBJECT, ORIGINAL_MESSAGE_ID];
 
 /// Why a message was given up.
@@ -65,7 +66,7 @@ pub struct History {
 /// Wraps a message as a dead letter. The dead letter's message id is made of stream,
 /// sequence and the original id, so that parking a message twice stores it once.
 pub fn park(subject: &str, original: &Headers, payload: Vec<u8>, history: &History) -> Envelope {
-    let mut headers = without(original, &OWN_HEADERS);
+    let mut headers = without(original, &HEADERS);
     let id = original.get(MESSAGE_ID).unwrap_or_default();
     let History { error, attempts, stream, sequence } = history;
     headers.push(MESSAGE_ID, format!("dlq:{stream}:{sequence}:{id}"));
@@ -124,7 +125,7 @@ pub fn redrive(
     if dead.get(STREAM) != Some(EVENTS) {
         return Err(RedriveError::Stream(dead.get(STREAM).unwrap_or_default().to_owned()));
     }
-    let mut headers = without(dead, &OWN_HEADERS);
+    let mut headers = without(dead, &HEADERS);
     let is_ours = |name: &str| envelope::HEADERS.contains(&name);
     if let Some((name, _)) = headers.0.iter().find(|(name, _)| !is_ours(name)) {
         return Err(RedriveError::Header(name.to_string()));

@@ -1,5 +1,5 @@
 //! Events and changes as NATS messages: JSON payload, CloudEvents attributes as
-//! `ce-*` headers (binary mode), trace context, message id.
+//! `ce-*` headers (the NATS binding's binary mode), trace context, message id.
 
 use std::borrow::Cow;
 
@@ -8,8 +8,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 use crate::{
-    change::{CHANGE_VERSION, Change},
-    event::{EVENT_VERSION, IssueEvent},
+    change::{CHANGE_SCHEMA, CHANGE_VERSION, Change},
+    event::{EVENT_SCHEMA, EVENT_VERSION, IssueEvent},
     partitions::Partitions,
     subject::{self, EventSubject},
     traceparent::{TRACEPARENT, Traceparent},
@@ -18,8 +18,14 @@ use crate::{
 /// Header of the message id, by which a stream drops duplicates.
 pub const MESSAGE_ID: &str = "Nats-Msg-Id";
 
+/// Media type of each payload.
+pub const CONTENT_TYPE: &str = "application/json";
+
 /// Names of all headers of an event or a change, in their order.
-pub const HEADERS: [&str; 9] = [
+///
+/// The attribute `datacontenttype` stands there twice: `ce-datacontenttype` is its name in the NATS
+/// binding, `content-type` its name in the HTTP binding, which many readers of NATS messages expect.
+pub const HEADERS: [&str; 11] = [
     MESSAGE_ID,
     "ce-specversion",
     "ce-id",
@@ -27,12 +33,15 @@ pub const HEADERS: [&str; 9] = [
     "ce-type",
     "ce-subject",
     "ce-time",
+    "ce-datacontenttype",
+    "ce-dataschema",
     "content-type",
     TRACEPARENT,
 ];
 
-/// Characters that CloudEvents requires to be escaped in a header (HTTP binding 1.0.2,
-/// section 3.1.3.2).
+/// Characters that CloudEvents requires to be escaped in a header, beside all that is not ASCII:
+/// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/nats-protocol-binding.md>,
+/// section 3.1.3.2.
 const HEADER_VALUE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// Headers of a message, in order. Names are case-sensitive, as in NATS.
@@ -116,6 +125,7 @@ impl Envelope {
             kind: format!("io.gitea.issue.{}", event.action),
             subject: event.issue_ref(),
             time: event.delivery.received_at.to_string(),
+            schema: EVENT_SCHEMA,
         };
         attributes.envelope(EventSubject::of(event, partitions).to_string(), event, traceparent)
     }
@@ -132,6 +142,7 @@ impl Envelope {
             kind: format!("io.gitea.issue.change.{}", change.kind),
             subject: format!("{}#{}", change.repository.full_name(), change.issue.number),
             time: change.cause.received_at.to_string(),
+            schema: CHANGE_SCHEMA,
         };
         attributes.envelope(subject::of_change(change), change, traceparent)
     }
@@ -144,6 +155,7 @@ struct CloudEvent<'a> {
     kind: String,
     subject: String,
     time: String,
+    schema: &'static str,
 }
 
 impl CloudEvent<'_> {
@@ -166,7 +178,9 @@ impl CloudEvent<'_> {
             escaped(&self.kind),
             escaped(&self.subject),
             self.time,
-            "application/json".into(),
+            CONTENT_TYPE.into(),
+            escaped(self.schema),
+            CONTENT_TYPE.into(),
             traceparent.to_string(),
         ];
         let headers = Headers(HEADERS.map(Cow::Borrowed).into_iter().zip(values).collect());
@@ -219,6 +233,82 @@ mod tests {
         assert_eq!(header("ce-subject"), "a%20b%0D%0A%E6%BC%A2/widgets#1");
         assert_eq!(envelope.headers.traceparent(), Some(parent));
         assert_eq!(read_event(&envelope.payload).expect("own payload"), event);
+    }
+
+    /// Decodes a header as the NATS binding says.
+    fn decoded(value: &str) -> String {
+        percent_encoding::percent_decode_str(value).decode_utf8().expect("UTF-8").into_owned()
+    }
+
+    /// Section 3.1.3.2 of the NATS binding, with its example.
+    #[test]
+    fn header_values_are_escaped_as_cloud_events_says() {
+        let parent = PARENT.parse().expect("traceparent");
+        for (owner, escaped) in [
+            ("Euro € 😀", "Euro%20%E2%82%AC%20%F0%9F%98%80"),
+            ("a b", "a%20b"),
+            ("\"", "%22"),
+            ("100%", "100%25"),
+            ("%20", "%2520"),
+            ("\u{0}\r\n\t\u{1f}\u{7f}", "%00%0D%0A%09%1F%7F"),
+            ("\u{80}\u{9f}\u{a0}", "%C2%80%C2%9F%C2%A0"),
+            ("!#$&'()*+,-.:;<=>?@[\\]^_`{|}~", "!#$&'()*+,-.:;<=>?@[\\]^_`{|}~"),
+        ] {
+            let mut event = event::example();
+            event.repository.owner = owner.into();
+            let source = format!("http://localhost/{owner}");
+            let envelope = Envelope::of_event(&event, &source, &parent, Partitions::DEFAULT);
+            let headers = envelope.expect("envelope").headers;
+            assert_eq!(headers.get("ce-subject"), Some(&*format!("{escaped}/widgets#1")));
+            assert_eq!(headers.get("ce-source"), Some(&*format!("http://localhost/{escaped}")));
+            assert_eq!(decoded(headers.get("ce-source").expect("source")), source);
+            for (name, value) in &headers.0 {
+                assert!(value.bytes().all(|b| b.is_ascii_graphic()), "{name}: {value:?}");
+            }
+        }
+    }
+
+    /// CloudEvents 1.0.2, "Context attributes", and section 3.1.3.1 of the NATS binding.
+    #[test]
+    fn attributes_are_what_cloud_events_requires() {
+        let parent = PARENT.parse().expect("traceparent");
+        let event = event::example();
+        let change = Change::from_event(ChangeKind::Closed, &event);
+        let source = "http://localhost:3000";
+        let of_event = Envelope::of_event(&event, source, &parent, Partitions::DEFAULT);
+        for (envelope, schema, kind) in [
+            (of_event, EVENT_SCHEMA, "io.gitea.issue.assigned"),
+            (
+                Envelope::of_change(&change, source, &parent),
+                CHANGE_SCHEMA,
+                "io.gitea.issue.change.closed",
+            ),
+        ] {
+            let headers = envelope.expect("envelope").headers;
+            assert_eq!(headers.0.len(), HEADERS.len());
+            for (name, value) in [
+                ("ce-specversion", "1.0"),
+                ("ce-id", headers.get(MESSAGE_ID).expect("id")),
+                ("ce-source", source),
+                ("ce-type", kind),
+                ("ce-subject", "acme/widgets#1"),
+                ("ce-time", "2026-11-23T23:45:02.125Z"),
+                ("ce-datacontenttype", CONTENT_TYPE),
+                ("ce-dataschema", schema),
+                ("content-type", CONTENT_TYPE),
+                ("traceparent", PARENT),
+            ] {
+                assert_eq!(headers.get(name), Some(value), "{name}");
+            }
+            // An attribute's name has lower-case letters and digits alone.
+            let attributes = HEADERS.iter().filter_map(|name| name.strip_prefix("ce-"));
+            for name in attributes {
+                assert!(
+                    name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+                    "{name}"
+                );
+            }
+        }
     }
 
     #[test]

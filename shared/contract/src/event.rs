@@ -16,6 +16,10 @@ use crate::timestamp::Timestamp;
 /// that is removed or changes its meaning needs a new version.
 pub const EVENT_VERSION: u32 = 1;
 
+/// The name of the event's JSON Schema: its `$id`, and `ce-dataschema` of each event. It changes with
+/// the version only.
+pub const EVENT_SCHEMA: &str = "urn:coordinator:schema:event:v1";
+
 /// One issue event of Gitea, as published on `gitea.issues.>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct IssueEvent {
@@ -41,6 +45,121 @@ pub struct IssueEvent {
     /// Assignees and state are always whole.
     #[serde(default)]
     pub cut: bool,
+    /// Only with the action `synced`: no webhook brought the event, Gitea's API was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synced: Option<Box<Synced>>,
+}
+
+/// Why Gitea's API was asked about an issue, and what it said beside the issue itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Synced {
+    /// Why it was asked.
+    pub cause: SyncCause,
+    /// The delivery that had led to the known state of the issue when Gitea was asked. Empty if
+    /// nothing was known. The answer is only as new as that: if another delivery has been handled
+    /// meanwhile, Gitea is asked again.
+    pub known: String,
+    /// Gitea's clock when it answered, to the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<Timestamp>,
+    /// The delivery whose event raised the doubt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raised_by: Option<String>,
+    /// The first sweep found it. Of an issue that was never seen, and that nobody is assigned to, no
+    /// change is told then: its history is no news.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub history: bool,
+    /// The newest entries of the issue's timeline, one for each kind and person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acts: Vec<Act>,
+}
+
+/// Why Gitea was asked. Causes are open: one that is not known here is a cause like any other.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    IntoStaticStr,
+)]
+#[serde(rename_all = "lowercase")]
+#[schemars(with = "String", extend("examples" = SyncCause::ALL))]
+#[strum(serialize_all = "lowercase")]
+pub enum SyncCause {
+    /// Events contradicted each other, or one looked old and had never been seen.
+    Doubt,
+    /// The issue was changed and no webhook told it.
+    Missed,
+    /// The issue was changed without a trace, as when a collaborator is removed.
+    Repair,
+    /// The issue, or its repository, is not there any more.
+    Gone,
+    /// Somebody ran `coordinator sync`.
+    Asked,
+    /// A cause that this program does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl SyncCause {
+    /// All causes that are published.
+    pub const ALL: [Self; 5] = [Self::Doubt, Self::Missed, Self::Repair, Self::Gone, Self::Asked];
+
+    /// The cause as a metric's label.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl fmt::Display for SyncCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who did what to an issue, as its timeline in Gitea says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct Act {
+    /// What was done.
+    pub kind: ActKind,
+    /// Who was assigned or unassigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whom: Option<User>,
+    /// Who did it.
+    pub by: User,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+}
+
+/// What somebody did to an issue. Acts are open: skip one that you do not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(with = "String", extend("examples" = ActKind::ALL))]
+pub enum ActKind {
+    /// Took a person off the issue.
+    Unassigned,
+    /// Closed it.
+    Closed,
+    /// Opened it again.
+    Reopened,
+    /// Put a person on the issue.
+    Assigned,
+    /// An act that this program does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl ActKind {
+    /// All acts that are published.
+    pub const ALL: [Self; 4] = [Self::Unassigned, Self::Closed, Self::Reopened, Self::Assigned];
 }
 
 /// One HTTP request of Gitea.
@@ -138,23 +257,33 @@ pub struct User {
     pub login: String,
 }
 
-/// Whether an issue is open.
+/// Whether an issue is open: `open` or `closed`. States are open to additions: one that you do not
+/// know is not `open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(with = "String", extend("examples" = State::ALL))]
 pub enum State {
     /// Open.
     Open,
     /// Closed.
     Closed,
+    /// A state that this program does not know. It is read, and never published.
+    #[serde(other)]
+    Other,
 }
 
-/// An issue action under Gitea's name. Gitea versions add actions, so an
-/// unknown action is kept as it is.
+impl State {
+    /// All states that are published.
+    pub const ALL: [Self; 2] = [Self::Open, Self::Closed];
+}
+
+/// An issue action under Gitea's name. Actions are open: Gitea versions add actions, so
+/// an unknown action is kept as it is.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, EnumString, IntoStaticStr,
 )]
 #[serde(from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend("examples" = Action::KNOWN))]
 #[strum(serialize_all = "snake_case")]
 pub enum Action {
     /// `opened`
@@ -179,12 +308,30 @@ pub enum Action {
     Demilestoned,
     /// `deleted`
     Deleted,
+    /// `synced`: not an action of Gitea. Its API was asked, see [`Synced`].
+    Synced,
     /// Any other action, under Gitea's name.
     #[strum(default)]
     Other(String),
 }
 
 impl Action {
+    /// All actions that have a name here.
+    pub const KNOWN: [Self; 12] = [
+        Self::Opened,
+        Self::Edited,
+        Self::Closed,
+        Self::Reopened,
+        Self::Assigned,
+        Self::Unassigned,
+        Self::LabelUpdated,
+        Self::LabelCleared,
+        Self::Milestoned,
+        Self::Demilestoned,
+        Self::Deleted,
+        Self::Synced,
+    ];
+
     /// Gitea's name for the action.
     pub fn as_str(&self) -> &str {
         match self {
@@ -222,6 +369,13 @@ impl IssueEvent {
     /// The issue as people write it: `acme/widgets#7`.
     pub fn issue_ref(&self) -> String {
         format!("{}#{}", self.repository.full_name(), self.issue.number)
+    }
+
+    /// Whether the issue is no longer there: its deletion was delivered, or Gitea's API does not
+    /// know it any more.
+    pub fn is_deletion(&self) -> bool {
+        let gone = |synced: &Synced| synced.cause == SyncCause::Gone;
+        self.action == Action::Deleted || self.synced.as_deref().is_some_and(gone)
     }
 
     /// Cuts the texts of an event that is larger than `max_bytes` as JSON, and sets
@@ -314,6 +468,7 @@ pub fn example() -> IssueEvent {
         commit_id: None,
         changes: None,
         cut: false,
+        synced: None,
     }
 }
 
@@ -323,19 +478,8 @@ mod tests {
 
     #[test]
     fn every_known_action_reads_back_as_itself() {
-        for name in [
-            "opened",
-            "edited",
-            "closed",
-            "reopened",
-            "assigned",
-            "unassigned",
-            "label_updated",
-            "label_cleared",
-            "milestoned",
-            "demilestoned",
-            "deleted",
-        ] {
+        for name in Action::KNOWN.map(|action| action.to_string()) {
+            let name = name.as_str();
             let action = Action::from(name.to_owned());
             assert!(!matches!(action, Action::Other(_)), "{name}");
             assert_eq!((action.as_str(), action.metric_label()), (name, name));

@@ -8,6 +8,7 @@ pub mod change;
 pub mod dead_letter;
 pub mod envelope;
 pub mod event;
+pub mod issue_state;
 pub mod names;
 pub mod partitions;
 pub mod subject;

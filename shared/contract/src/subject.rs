@@ -101,6 +101,22 @@ pub fn of_change(change: &Change) -> String {
     )
 }
 
+/// Owner, repository and number of the issue that the subject of an event or of a change is of.
+pub fn issue_of(subject: &str) -> Option<(String, String, u64)> {
+    if let Ok(event) = EventSubject::parse(subject) {
+        return Some((event.owner, event.repository, event.number));
+    }
+    let rest = subject.strip_prefix(CHANGES_PREFIX)?.strip_prefix('.')?;
+    let tokens: Vec<&str> = rest.split('.').collect();
+    let [_, owner, repository, number] = tokens[..] else { return None };
+    Some((unescape(owner).ok()?, unescape(repository).ok()?, number.parse().ok()?))
+}
+
+/// Filters for the subjects of events, and of changes, of all issues with this number.
+pub fn number_filters(number: u64) -> [String; 2] {
+    [format!("{EVENTS_PREFIX}.*.*.*.{number}.*"), format!("{CHANGES_PREFIX}.*.*.*.{number}")]
+}
+
 /// The subject of a dead letter whose message was on `subject`: the same subject
 /// with `gitea.dead` in place of `gitea`.
 pub fn of_dead_letter(subject: &str) -> String {
@@ -181,6 +197,22 @@ mod tests {
             };
             assert_eq!(subject.to_string(), text);
             assert_eq!(EventSubject::parse(text), Ok(subject));
+        }
+    }
+
+    #[test]
+    fn a_subject_names_its_issue() {
+        let issue = |owner: &str, repository: &str| Some((owner.into(), repository.into(), 7));
+        for (subject, expected) in [
+            ("gitea.issues.assigned.acme.docs%2Esite.7.3", issue("acme", "docs.site")),
+            ("gitea.changes.assigned.acme.docs%2Esite.7", issue("acme", "docs.site")),
+            ("gitea.changes.a.%.%E6%BC%A2.7", issue("", "漢")),
+            ("gitea.changes.assigned.acme.widgets", None),
+            ("gitea.changes.assigned.acme.widgets.7.3", None),
+            ("gitea.changes.assigned.acme.%FF.7", None),
+            ("gitea.dead.issues.assigned.acme.widgets.7.3", None),
+        ] {
+            assert_eq!(issue_of(subject), expected, "{subject}");
         }
     }
 

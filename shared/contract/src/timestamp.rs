@@ -11,7 +11,7 @@ const LAST: OffsetDateTime = datetime!(9999-12-31 23:59:59 UTC);
 
 /// An instant in UTC. Written and read as RFC 3339 (`2026-11-23T23:45:00Z`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
-#[schemars(with = "String", extend("format" = "date-time"))]
+#[schemars(with = "String", inline, extend("format" = "date-time"))]
 pub struct Timestamp(#[schemars(skip)] OffsetDateTime);
 
 impl Timestamp {

@@ -18,7 +18,7 @@ impl Backoff {
 
     /// The wait after one more failure. It is random, from half of the ceiling to the ceiling, so
     /// that clients which failed together do not retry together.
-    fn next_wait(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         let ceiling = self.ceiling(self.failed);
         self.failed = self.failed.saturating_add(1);
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)

@@ -1,7 +1,10 @@
 //! The connection to NATS. A lost connection is replaced by a new one while a [`Broker`] exists.
 
+pub mod batch;
+pub mod bucket;
 pub mod consumers;
 pub mod create;
+pub mod dead_letters;
 pub mod findings;
 pub mod message;
 pub mod refusal;
@@ -18,10 +21,13 @@ use std::{
 use async_nats::ServerAddr;
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use self::session::{Heard, SessionError};
 pub use self::{servers::Servers, session::Session};
+use self::{
+    servers::place,
+    session::{Heard, SessionError},
+};
 use crate::{
     backoff::Backoff,
     causes::Causes,
@@ -32,6 +38,10 @@ use crate::{
 
 /// Waits between attempts to connect.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+
+/// How long a denial counts. What is denied is asked for again within that time: the longest wait is
+/// that of the check of what stands on the broker.
+const DENIAL_LASTS: Duration = Duration::from_secs(90);
 
 /// How long a connection has to stand before the waits begin anew.
 const STABLE: Duration = Duration::from_secs(1);
@@ -90,7 +100,11 @@ impl BrokerArgs {
         let texts = self.check(problems);
         let password =
             problems.secret("NATS_PASSWORD", &self.nats_password, &self.nats_password_file);
-        problems.check_placeholder("NATS_PASSWORD", password.as_ref());
+        problems.check_placeholder(
+            "NATS_PASSWORD",
+            password.as_ref(),
+            "make one with `openssl rand -hex 32`",
+        );
         let is_set = |value: &Option<String>| text(value).is_some();
         let has_password = is_set(&self.nats_password) || is_set(&self.nats_password_file);
         if is_set(&self.nats_user) != has_password {
@@ -147,11 +161,30 @@ impl Broker {
         settings: &BrokerSettings,
         name: &str,
     ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), ConnectError> {
+        Self::with(settings, name, Heard::of_client(name)).await
+    }
+
+    /// Like [`Broker::new`], for a connection beside those of the roles: what happens to it is told
+    /// at `debug` only, and it does not get what it publishes itself.
+    ///
+    /// # Errors
+    /// If a file of the settings cannot be read.
+    pub async fn quiet(
+        settings: &BrokerSettings,
+        name: &str,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), ConnectError> {
+        Self::with(settings, name, Heard { quiet: true, ..Heard::of_client(name) }).await
+    }
+
+    async fn with(
+        settings: &BrokerSettings,
+        name: &str,
+        heard: Heard,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + 'static), ConnectError> {
         if let Some(path) = &settings.credentials_file {
             tokio::fs::metadata(path).await.map_err(ConnectError::Credentials)?;
         }
         let (sender, current) = watch::channel(None);
-        let heard = Heard::default();
         let keeper = Keeper {
             servers: settings.servers.without_login(),
             settings: settings.clone(),
@@ -205,6 +238,20 @@ impl Broker {
         let last = self.heard.last_denial.lock().ok()?.clone();
         last.filter(|(at, _)| *at >= since).map(|(_, denial)| denial)
     }
+
+    /// Why the broker does not serve this client right now: the last attempt to connect failed, or
+    /// our user is denied something that it needs on this connection. Names no repository.
+    pub fn problem(&self) -> Option<String> {
+        match self.session() {
+            Some(session) => {
+                let recently = Instant::now().checked_sub(DENIAL_LASTS);
+                let since = recently.map_or(session.began(), |then| then.max(session.began()));
+                let last = self.heard.last_problem.lock().ok()?.clone();
+                last.filter(|(at, _)| *at >= since).map(|(_, problem)| problem)
+            }
+            None => self.heard.last_failure.lock().ok()?.clone(),
+        }
+    }
 }
 
 /// Opens a new session when the last one has ended.
@@ -226,29 +273,38 @@ impl Keeper {
     }
 
     async fn keep(&mut self, current: &watch::Sender<Option<Session>>) {
+        let heard = self.heard.clone();
+        let role = heard.role();
         let mut turn = fastrand::usize(..self.servers.len().max(1));
         let (mut number, mut backoff, mut stood) = (0, RECONNECT, true);
         loop {
             let Some(server) = self.servers.get(turn % self.servers.len().max(1)).cloned() else {
-                return warn!("there is no NATS server to connect to");
+                return warn!(role, "there is no NATS server to connect to");
             };
             let (settings, name) = (&self.settings, &self.name);
             match Session::connect(settings, &server, name, number + 1, &self.heard).await {
                 Ok((session, end)) => {
                     number += 1;
+                    self.set_failure(None);
                     let since = Instant::now();
                     self.discover(&session);
                     let line = self.line(stood, "connected");
-                    if let Some(Line { left_out }) = line {
-                        info!(left_out, "connected to NATS");
+                    if self.heard.quiet {
+                        debug!(role, "connected to NATS");
+                    } else if let Some(Line { left_out }) = line {
+                        info!(role, left_out, "connected to NATS");
                     }
                     current.send_replace(Some(session.clone()));
                     session.until_end(end).await;
                     current.send_replace(None);
+                    self.set_failure(Some("the connection was lost".into()));
                     // A server that accepts and then hangs up is not called without end.
                     stood = since.elapsed() > STABLE;
-                    if let Some(Line { left_out }) = self.line(stood, "lost the connection") {
-                        warn!(left_out, "lost the connection to NATS, reconnecting");
+                    if self.heard.quiet {
+                        debug!(role, "lost the connection to NATS, reconnecting");
+                    } else if let Some(Line { left_out }) = self.line(stood, "lost the connection")
+                    {
+                        warn!(role, left_out, "lost the connection to NATS, reconnecting");
                     }
                     if stood {
                         backoff.reset();
@@ -258,6 +314,12 @@ impl Keeper {
             }
             turn += 1;
             backoff.wait().await;
+        }
+    }
+
+    fn set_failure(&self, failure: Option<String>) {
+        if let Ok(mut last) = self.heard.last_failure.lock() {
+            *last = failure;
         }
     }
 
@@ -280,9 +342,14 @@ impl Keeper {
     }
 
     fn report(&self, server: &ServerAddr, error: &SessionError) {
-        let error = format!("{}:{}: {}", server.host(), server.port(), Causes(error));
-        if let Some(Line { left_out }) = self.heard.lines.line(&error) {
-            warn!(error, left_out, "cannot connect to NATS, trying on");
+        let cause = Causes(error).to_string();
+        let error = format!("{}: {cause}", place(server));
+        self.set_failure(Some(cause));
+        let role = self.heard.role();
+        if self.heard.quiet {
+            debug!(role, error, "cannot connect to NATS, trying on");
+        } else if let Some(Line { left_out }) = self.heard.lines.line(&error) {
+            warn!(role, error, left_out, "cannot connect to NATS, trying on");
         }
     }
 }

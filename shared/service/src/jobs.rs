@@ -9,7 +9,7 @@ use tracing::{Instrument, debug, info_span};
 
 use crate::{
     causes::Causes,
-    telemetry::{metrics::SECONDS, trace},
+    telemetry::{metrics, trace},
 };
 
 /// When a job runs.
@@ -35,16 +35,8 @@ impl Job {
         F: Future<Output = Result<(), E>>,
         E: Error + 'static,
     {
-        let runs = meter
-            .u64_counter("coordinator.job.runs")
-            .with_description("Runs of a job by outcome")
-            .build();
-        let duration = meter
-            .f64_histogram("coordinator.job.duration")
-            .with_unit("s")
-            .with_description("One run of a job")
-            .with_boundaries(SECONDS.to_vec())
-            .build();
+        let runs = metrics::counter(&meter, "coordinator.job.runs", "Runs of a job by outcome");
+        let duration = metrics::seconds(&meter, "coordinator.job.duration", "One run of a job");
         let mut wait = if self.waits_at_first { self.interval } else { Duration::ZERO };
         let named = |outcome| [KeyValue::new("job", self.name), KeyValue::new("outcome", outcome)];
         // `increase()` misses the first increment of a series that does not begin at 0.

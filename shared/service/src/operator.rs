@@ -9,6 +9,7 @@ pub mod probe;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -25,8 +26,9 @@ use serde_json::{Map, Value, json};
 
 use self::host::HostNames;
 use crate::{
+    secret::Secret,
     server::{Limits, Server},
-    settings::{address, port},
+    settings::{Problems, address, path, port, secret},
     telemetry::metrics::Metrics,
 };
 
@@ -39,6 +41,22 @@ crate::settings! {
             "Port of the operator's listener; 0 for any";
         operator_hosts: Option<HostNames> = "OPERATOR_HOSTS", HostNames::read,
             "Names of the operator's listener besides localhost and addresses, with commas between";
+        operator_token: Option<Secret> = "OPERATOR_TOKEN", secret,
+            "What the operator's page asks for; required where it is not on loopback";
+        operator_token_file: Option<PathBuf> = "OPERATOR_TOKEN_FILE", path,
+            "File that holds what the operator's page asks for; or the token in OPERATOR_TOKEN";
+    }
+}
+
+impl OperatorArgs {
+    /// Checks the settings and notes in `problems` what is wrong.
+    pub fn settings(&self, problems: &mut Problems) -> OperatorSettings {
+        let mut settings = self.check(problems);
+        let token =
+            problems.secret("OPERATOR_TOKEN", &self.operator_token, &self.operator_token_file);
+        problems.check_password("OPERATOR_TOKEN", token.as_ref());
+        settings.operator_token = token;
+        settings
     }
 }
 
@@ -87,9 +105,11 @@ impl Status {
 }
 
 impl Health {
-    /// `details` is a JSON object. Its fields are added to the answer.
+    /// `details` is a JSON object. Its fields are added to the answer, but for those that are null:
+    /// in a process with several roles they would hide what another role says.
     pub fn new(status: Status, ready: bool, details: Value) -> Self {
-        let details = if let Value::Object(fields) = details { fields } else { Map::new() };
+        let mut details = if let Value::Object(fields) = details { fields } else { Map::new() };
+        details.retain(|_, value| !value.is_null());
         Self { status, ready, details }
     }
 }
@@ -112,10 +132,15 @@ pub async fn bind(settings: &OperatorSettings) -> io::Result<Server> {
     Server::bind("operator", settings.socket_address(), limits).await
 }
 
-/// The routes of the operator's listener, for requests under an address or one of its names.
-pub fn router(settings: &OperatorSettings, metrics: Metrics, checks: Vec<HealthCheck>) -> Router {
+/// The routes of the operator's listener and its pages, for requests under an address or one of its
+/// names.
+pub fn router(
+    settings: &OperatorSettings,
+    metrics: Metrics,
+    checks: Arc<[HealthCheck]>,
+    pages: Router,
+) -> Router {
     let names = Arc::new(settings.operator_hosts.clone().unwrap_or_default());
-    let checks: Arc<[HealthCheck]> = checks.into();
     Router::new()
         .route("/health", get(async |State(checks): State<Arc<[HealthCheck]>>| answer(&checks)))
         .route("/health/ready", get(ready))
@@ -123,6 +148,7 @@ pub fn router(settings: &OperatorSettings, metrics: Metrics, checks: Vec<HealthC
         // Always live: a restart repairs neither the journal nor the broker.
         .route("/health/live", get(async || "live\n"))
         .route("/metrics", get(async move || metrics.render()))
+        .merge(pages)
         .layer(middleware::from_fn_with_state(names, host::check))
 }
 
@@ -142,14 +168,39 @@ pub fn answer(checks: &[HealthCheck]) -> Response {
     (code, Json(body(health))).into_response()
 }
 
+/// The health of the process, as `GET /health` answers it.
+pub fn health(checks: &[HealthCheck]) -> Value {
+    body(merged(checks))
+}
+
 fn merged(checks: &[HealthCheck]) -> Health {
     let mut all = Health { status: Status::Ok, ready: true, details: Map::new() };
     for health in checks.iter().map(|check| check()) {
         all.status = all.status.max(health.status);
         all.ready &= health.ready;
-        all.details.extend(health.details);
+        join(&mut all.details, health.details);
     }
     all
+}
+
+/// Adds the details of another role. What several roles say under one name stays: lists are joined,
+/// and of two words about the broker the worse one counts.
+fn join(details: &mut Map<String, Value>, more: Map<String, Value>) {
+    for (name, value) in more {
+        match (details.get_mut(&name), value) {
+            (Some(Value::Array(all)), Value::Array(more)) => {
+                for one in more {
+                    if !all.contains(&one) {
+                        all.push(one);
+                    }
+                }
+            }
+            (Some(known), _) if name == "broker" && *known != "connected" => {}
+            (_, value) => {
+                details.insert(name, value);
+            }
+        }
+    }
 }
 
 fn body(health: Health) -> Value {
@@ -168,6 +219,29 @@ fn body(health: Health) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_one_role_says_hides_nothing_of_another() {
+        let check = |details: Value| -> HealthCheck {
+            Arc::new(move || Health::new(Status::Degraded, false, details.clone()))
+        };
+        let bad = check(json!({"unfit": ["stream A", "B"], "broker": "disconnected", "a": 1}));
+        let well = check(json!({"unfit": ["B", "C"], "broker": "connected", "b": 2}));
+        let none = check(json!({"unfit": []}));
+        for checks in [
+            [bad.clone(), well.clone(), none.clone()],
+            [none.clone(), bad.clone(), well.clone()],
+            [well, none, bad],
+        ] {
+            let health = health(&checks);
+            let mut unfit: Vec<_> =
+                health["unfit"].as_array().expect("a list").iter().map(Value::to_string).collect();
+            unfit.sort();
+            assert_eq!(unfit, [r#""B""#, r#""C""#, r#""stream A""#]);
+            assert_eq!((&health["broker"], &health["a"]), (&"disconnected".into(), &1.into()));
+            assert_eq!(health["b"], 2);
+        }
+    }
 
     #[test]
     fn the_worst_of_all_roles_counts_for_the_process() {

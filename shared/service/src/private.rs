@@ -117,6 +117,50 @@ pub fn check(dir: &Path, ours: &[&str]) -> Result<(), String> {
     }
 }
 
+/// The mode of a file or a directory that group or others can use; None if only its owner can.
+/// Changes nothing.
+///
+/// # Errors
+/// The error of stat(2).
+pub fn shared_mode(path: &Path) -> io::Result<Option<u32>> {
+    let mode = path.metadata()?.mode() & 0o7777;
+    Ok((mode & SHARED != 0).then_some(mode))
+}
+
+/// What [`put_right`] would put right or leave: the directory, and the entries in it whose names
+/// begin with one of `ours`, each with its mode. Changes nothing. A directory that is missing holds
+/// nothing.
+///
+/// # Errors
+/// The problem: a part of a sentence that begins with the directory's setting.
+pub fn open_to_others(dir: &Path, ours: &[&str]) -> Result<Vec<String>, String> {
+    check(dir, ours)?;
+    let failed =
+        |error: io::Error| format!("is {}, which cannot be looked at ({error})", dir.display());
+    let entries = match dir.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut paths = vec![dir.to_owned()];
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if begins_with(&entry.file_name().to_string_lossy(), ours) {
+            paths.push(entry.path());
+        }
+    }
+    let mut open = Vec::new();
+    for path in paths {
+        let metadata = match path.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata.map_err(failed)?,
+        };
+        if judge(metadata.mode(), Access::of_us(&metadata)) != Verdict::Private {
+            open.push(format!("{} ({:04o})", path.display(), metadata.mode() & 0o7777));
+        }
+    }
+    Ok(open)
+}
+
 /// Makes a directory private, and the entries in it whose names begin with one of `ours`. What lies
 /// deeper is out of reach then.
 ///

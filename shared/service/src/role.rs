@@ -1,9 +1,16 @@
 //! A role of a process, from its settings to its end: telemetry → start →
 //! supervise → drain. This is the only place where a role is run.
 
-use std::{future::pending, io, process::ExitCode, time::Duration};
+use std::{
+    future::pending,
+    io,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use axum::Router;
 use futures::future::{BoxFuture, select_all};
 use opentelemetry::metrics::Meter;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,10 +23,14 @@ use crate::{
         streams::{StreamsArgs, StreamsSettings},
     },
     operator::{self, HealthCheck, OperatorArgs, OperatorSettings},
+    peers::{Instance, Measured, Own, Peers, Responder},
     server::Server,
     settings::{Problems, Shown, http_url, secs},
     tasks::{Ended, Tasks},
-    telemetry::{LogFormat, Telemetry, TelemetryArgs, TelemetrySettings, metrics::Metrics},
+    telemetry::{
+        LogFormat, Telemetry, TelemetryArgs, TelemetrySettings, metrics::Metrics,
+        span_store::SpanStore,
+    },
 };
 
 crate::settings! {
@@ -79,7 +90,7 @@ impl CommonArgs {
             broker: self.broker.settings(problems),
             streams: self.streams.settings(problems),
             telemetry: self.telemetry.check(problems),
-            operator: self.operator.check(problems),
+            operator: self.operator.settings(problems),
         }
     }
 
@@ -101,6 +112,22 @@ pub trait Role: Send {
     /// The health check for the operator's listener. None if the role has none.
     fn health(&self) -> Option<HealthCheck>;
 
+    /// Name under which other processes ask for it: `ingest`, `worker` or `reactor`. None if they do not.
+    fn name(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether SIGHUP has it read something again. Otherwise that signal stops the process.
+    fn reloads(&self) -> bool {
+        false
+    }
+
+    /// Answers what other processes ask it besides its status and its spans. None if it knows no
+    /// more.
+    fn responder(&self) -> Option<Arc<dyn Responder>> {
+        None
+    }
+
     /// Waits until a part of the role has ended by itself. That ends the process.
     fn ended(&mut self) -> BoxFuture<'_, Ended>;
 
@@ -115,6 +142,18 @@ pub struct Host {
     pub meter: Meter,
     /// Cancelled when the process is to stop.
     pub stop: CancellationToken,
+    /// The spans that the process keeps.
+    pub spans: SpanStore,
+    broker: Arc<OnceLock<BrokerSettings>>,
+}
+
+impl Host {
+    /// Has the process use this broker, whatever its settings say: one that was started for it is
+    /// known only now.
+    pub fn use_broker(&self, settings: &BrokerSettings) {
+        // It is the same for all roles of a process.
+        let _ = self.broker.set(settings.clone());
+    }
 }
 
 /// Roles that have started in this process, in the order of their start.
@@ -128,25 +167,43 @@ pub struct Started {
 }
 
 impl Started {
-    /// Binds the operator's listener, starts roles and serves their health and metrics.
+    /// Binds the operator's listener, starts roles and serves their health, their metrics and
+    /// `pages`. What the operator's listener lets in is checked before a page is reached.
     ///
     /// # Errors
     /// If a port is taken, if meters contradict each other, or if `start` fails.
     pub async fn start(
         name: &str,
         settings: &CommonSettings,
+        spans: SpanStore,
         start: impl AsyncFnOnce(&Host) -> Result<Vec<Box<dyn Role>>>,
+        pages: impl FnOnce(&Peers, &CommonSettings) -> Router,
     ) -> Result<Self> {
         let server = listen("OPERATOR_PORT", operator::bind(&settings.operator).await, || {
             settings.operator.socket_address()
         })?;
         let metrics = Metrics::new(name, settings.telemetry.endpoint())?;
-        let host = Host { meter: metrics.meter(), stop: CancellationToken::new() };
+        let (meter, stop, broker) = (metrics.meter(), CancellationToken::new(), Arc::default());
+        let host = Host { meter, stop, spans, broker };
         let roles = start(&host).await?;
-        let checks = roles.iter().filter_map(|role| role.health()).collect();
-        let router = operator::router(&settings.operator, metrics, checks);
-        let (operator_address, operator_stop) = (server.address(), CancellationToken::new());
+        let checks: Arc<[HealthCheck]> = roles.iter().filter_map(|role| role.health()).collect();
         let mut operator = Tasks::default();
+        let measured = Arc::<Measured>::default();
+        operator.spawn("the series for pages", measured.clone().measure(metrics.clone()));
+        let names = roles.iter().filter_map(|role| role.name()).map(str::to_owned).collect();
+        let own = Own {
+            instance: Instance::this(names),
+            checks: Arc::clone(&checks),
+            responders: roles.iter().filter_map(|role| role.responder()).collect(),
+            spans: host.spans.clone(),
+            measured: Arc::clone(&measured),
+        };
+        let broker = host.broker.get().unwrap_or(&settings.broker);
+        let peers = Peers::start(broker, own, &mut operator).await;
+        let peers = peers.context("set up the broker for pages")?;
+        let pages = pages(&peers, settings);
+        let router = operator::router(&settings.operator, metrics, checks, pages);
+        let (operator_address, operator_stop) = (server.address(), CancellationToken::new());
         let (meter, stop) = (host.meter.clone(), operator_stop.clone());
         let serving = server.run_until(router, meter, stop, Duration::from_secs(1));
         operator.spawn("the operator's listener", serving);
@@ -158,6 +215,11 @@ impl Started {
     /// Address of health and metrics.
     pub fn operator_address(&self) -> std::net::SocketAddr {
         self.operator_address
+    }
+
+    /// Whether SIGHUP has a role read something again.
+    pub fn reloads(&self) -> bool {
+        self.roles.iter().any(|role| role.reloads())
     }
 
     /// Supervises the roles until `stop`, or until one of their tasks ends by itself. Then drains
@@ -215,7 +277,7 @@ pub fn listen(
 }
 
 /// Runs roles in this process until a signal, on a runtime of its own. `crates` are the names of
-/// the crates whose log lines are the product's own. `started` is called once all roles run.
+/// the crates whose log lines are the product's own. `pages` are served beside health and metrics. `started` is called once all roles run.
 ///
 /// # Errors
 /// An error of the start, a task that ended by itself, a drain that failed, or a second signal.
@@ -224,19 +286,22 @@ pub fn run(
     crates: &'static [&'static str],
     settings: &CommonSettings,
     start: impl AsyncFnOnce(&Host) -> Result<Vec<Box<dyn Role>>>,
+    pages: impl FnOnce(&Peers, &CommonSettings) -> Router,
     started: impl AsyncFnOnce(std::net::SocketAddr, LogFormat) -> Result<()>,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let telemetry = Telemetry::init(&settings.telemetry, name, crates)?;
-        let roles = Started::start(name, settings, start).await?;
+        let spans = telemetry.spans().clone();
+        let roles = Started::start(name, settings, spans, start, pages).await?;
         if let Err(error) = started(roles.operator_address(), telemetry.format()).await {
             roles.run_until(async {}).await?;
             return Err(error);
         }
         let stopping = CancellationToken::new();
+        let by_hangup = !roles.reloads() && !ignores_hangup();
         let running = roles.run_until(async {
-            match signal_received().await {
+            match asked_to_stop(by_hangup).await {
                 Ok(signal) => info!(signal, "stopping"),
                 // Without signals the process could not stop gracefully, so it stops now.
                 Err(error) => error!(%error, "cannot listen to signals; stopping"),
@@ -315,7 +380,7 @@ pub fn exit_code(result: &Result<()>) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     struct Probe {
         name: &'static str,
@@ -357,9 +422,10 @@ mod tests {
         let (first, mut second) = (role("first"), role("second"));
         second.tasks.spawn("its task", task);
         let settings = settings();
-        let started = Started::start("test", &settings, async move |_| {
-            Ok(vec![Box::new(first) as Box<dyn Role>, Box::new(second)])
-        });
+        let start =
+            async move |_: &Host| Ok(vec![Box::new(first) as Box<dyn Role>, Box::new(second)]);
+        let spans = SpanStore::default();
+        let started = Started::start("test", &settings, spans, start, |_, _| Router::new());
         let stop = async move {
             if !stop {
                 pending().await

@@ -2,6 +2,7 @@
 //! Gitea, probes and Prometheus speak.
 
 mod connection;
+pub mod local_user;
 mod places;
 
 use std::{
@@ -17,8 +18,10 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     http::{HeaderValue, Request, header::CONNECTION},
 };
+use futures::StreamExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::TokioIo,
@@ -32,6 +35,7 @@ use tracing::{debug, warn};
 
 use self::{
     connection::{Connection, Phase},
+    local_user::Ends,
     places::{Places, Taken},
 };
 use crate::log_limit::LogLimit;
@@ -66,6 +70,11 @@ pub struct Limits {
 /// long, and goes last when places run out. Other connections are closed after the header timeout.
 #[derive(Clone, Copy, Debug)]
 pub struct MayRest;
+
+/// Extension of a response: its body is sent bit by bit for as long as the client wants, and until the
+/// server stops. Such a connection is not idle. It is closed after the body.
+#[derive(Clone, Copy, Debug)]
+pub struct GoesOn;
 
 /// A bound port.
 #[derive(Debug)]
@@ -114,6 +123,7 @@ impl Server {
             graceful: GracefulShutdown::new(),
             open: TaskTracker::new(),
             closing: Arc::default(),
+            noticed: stop.clone(),
             stop: CancellationToken::new(),
             limits,
         };
@@ -134,6 +144,9 @@ struct Connections {
     graceful: GracefulShutdown,
     open: TaskTracker,
     closing: Arc<AtomicBool>,
+    /// Cancelled when the server is to stop.
+    noticed: CancellationToken,
+    /// Cancelled when no request may begin any more.
     stop: CancellationToken,
     limits: Limits,
 }
@@ -146,7 +159,7 @@ impl Connections {
             // An answer is one small packet. Waiting for more data to send would cost 40 ms.
             let _ = stream.set_nodelay(true);
             if let Some(place) = places.take(address.ip()).await {
-                self.serve(stream, place);
+                self.serve(stream, address, place);
             }
         }
     }
@@ -158,15 +171,16 @@ impl Connections {
         let _ = tokio::time::timeout(STOP_NOTICE, self.open.wait()).await;
     }
 
-    fn serve(&self, stream: TcpStream, place: Taken) {
+    fn serve(&self, stream: TcpStream, peer: SocketAddr, place: Taken) {
         let (router, closing) = (self.router.clone(), Arc::clone(&self.closing));
         let (watcher, stop) = (self.graceful.watcher(), self.stop.clone());
+        let noticed = self.noticed.clone();
         let limits = self.limits.clone();
         self.open.spawn(async move {
             let speaks = connection::speaks(&stream, place.place(), limits.header_timeout);
             // A silent client costs a socket, but no buffers.
             if stop.run_until_cancelled(speaks).await == Some(true) {
-                let http = http(stream, place, &limits, router, closing);
+                let http = http(stream, peer, place, &limits, router, closing, noticed);
                 if let Err(error) = Box::pin(watcher.watch(http)).await {
                     debug!(%error, "a connection broke off");
                 }
@@ -178,24 +192,38 @@ impl Connections {
 /// Serves the requests of a connection.
 fn http(
     stream: TcpStream,
+    peer: SocketAddr,
     place: Taken,
     limits: &Limits,
     router: Router,
     closing: Arc<AtomicBool>,
+    noticed: CancellationToken,
 ) -> impl GracefulConnection<Error = hyper::Error> {
     let phase = Arc::new(Phase::new(limits, place));
+    let ends = stream.local_addr().ok().map(|own| Ends { own, peer });
     let io = TokioIo::new(Connection::new(stream, Arc::clone(&phase)));
-    let answer = move |request: Request<Incoming>| {
+    let answer = move |mut request: Request<Incoming>| {
         phase.begin_request();
+        if let Some(ends) = ends {
+            request.extensions_mut().insert(ends);
+        }
         let (phase, closing) = (Arc::clone(&phase), Arc::clone(&closing));
+        let noticed = noticed.clone();
         let response = router.clone().oneshot(request);
         async move {
             let mut response = response.await?;
             // A client that knows of the end sends its next request on another connection.
-            if closing.load(Ordering::Relaxed) || phase.place.is_wanted() {
+            let goes_on = response.extensions().get::<GoesOn>().is_some();
+            if goes_on || closing.load(Ordering::Relaxed) || phase.place.is_wanted() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            phase.end_request(response.extensions().get::<MayRest>().is_some());
+            if goes_on {
+                let until = noticed.cancelled_owned();
+                response = response
+                    .map(|body| Body::from_stream(body.into_data_stream().take_until(until)));
+            } else {
+                phase.end_request(response.extensions().get::<MayRest>().is_some());
+            }
             Ok::<_, Infallible>(response)
         }
     };

@@ -23,7 +23,7 @@ use crate::secret::Secret;
 pub use self::{
     file::{certificates, credentials, directory, path, private_key, read_file},
     show::{Show, Shown},
-    url::{http_url, is_loopback, otlp_endpoint},
+    url::{TRACE_ID, http_address, http_url, is_loopback, otlp_endpoint, trace_url},
 };
 
 /// Exit code for a setting that is missing or wrong (`EX_USAGE` of sysexits.h).

@@ -1,22 +1,29 @@
 //! Logs and traces of a process.
 //!
-//! Logs go to standard output. Traces are exported over OTLP if an endpoint is
-//! set, and cost nothing otherwise.
+//! Logs go to standard output. Spans are kept in memory for a while, and exported over OTLP if an
+//! endpoint is set.
 
+pub(crate) mod budget;
 mod client;
 mod exporter;
 mod gathering;
+mod line;
 pub mod metrics;
+pub mod span_store;
 pub mod trace;
 
-use std::{io::IsTerminal, sync::OnceLock, time::Duration};
+use std::{
+    io::IsTerminal,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use opentelemetry::{global, trace::TracerProvider};
+use opentelemetry::{Key, KeyValue, global, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
-    trace::{Sampler, SdkTracerProvider},
+    trace::{Sampler, SdkTracerProvider, ShouldSample},
 };
 use thiserror::Error;
 use tracing::{Level, Metadata, level_filters::LevelFilter, warn};
@@ -25,13 +32,20 @@ use tracing_subscriber::{
     Layer, filter::FilterFn, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
 };
 
+pub use self::budget::LastMinute;
 use self::{
+    budget::Budget,
     client::direct_client,
     exporter::ReportingExporter,
     gathering::GatheringWriter,
-    trace::{DeliveryIdGenerator, RatioSampler, TRACES_ONLY},
+    line::{LineLayer, Style},
+    span_store::{SpanStore, StoringProcessor},
+    trace::{DeliveryIdGenerator, RatioSampler, SCOPE, StoreOnly, TRACES_ONLY},
 };
-use crate::settings::{Show, otlp_endpoint, switch};
+use crate::{
+    settings::{Show, otlp_endpoint, switch, trace_url},
+    terminal::Colors,
+};
 
 /// Lines that may wait to be written. The memory for all of them is taken at the start.
 const WAITING_LINES: usize = 32 * 1024;
@@ -41,6 +55,18 @@ static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Crate of the NATS client.
 const NATS_CLIENT: &str = "async_nats";
+
+/// New deliveries a second that are traced where only the span store wants spans. That is many times
+/// what the busiest Gitea sends, and less than a hundredth of a core.
+const TRACED_PER_SECOND: u32 = 500;
+
+/// Largest span store.
+const MAX_SPAN_STORE: usize = 16 << 30;
+
+/// Attribute of a resource: the name of the process.
+const SERVICE_NAME: Key = Key::from_static_str("service.name");
+/// Attribute of a resource: the name of the machine or container.
+const HOST_NAME: Key = Key::from_static_str("host.name");
 
 /// How long the export of the last spans may take at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,12 +78,18 @@ crate::settings! {
             "debug, info, warning or error";
         log_format: LogFormat = "LOG_FORMAT" or "text on a terminal, else json" = LogFormat::of_stdout(), format,
             "text or json";
+        no_color: Option<String> = "NO_COLOR", crate::settings::any,
+            "Anything here means no colors on a terminal";
         otlp_endpoint: Option<String> = "OTEL_EXPORTER_OTLP_ENDPOINT", otlp_endpoint,
             "Where to send traces and metrics over OTLP/HTTP, without /v1/traces; nowhere when unset";
         otel_sdk_disabled: bool = "OTEL_SDK_DISABLED" or "false" = false, switch,
             "true sends no traces and metrics, whatever the endpoint";
         trace_ratio: f64 = "OTEL_TRACES_SAMPLER_ARG" or "1" = 1.0, crate::settings::number(0.0, 1.0),
-            "Share of deliveries that are traced, from 0 to 1";
+            "Share of deliveries that are traced where an endpoint is set, from 0 to 1";
+        trace_url: Option<String> = "TRACE_URL", trace_url,
+            "Page of a trace in your trace UI, with {trace_id} in place of its id";
+        span_store_bytes: usize = "SPAN_STORE_BYTES" or "33554432" = 32 << 20, crate::settings::number(0, MAX_SPAN_STORE),
+            "Memory for the last spans of this process; 0 keeps none";
     }
 }
 
@@ -82,7 +114,7 @@ fn format(text: &str) -> Result<LogFormat, String> {
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text for people.
+    /// One line an event for people, no wider than a terminal.
     Text,
     /// One JSON object a line, fields of the delivery at its top level.
     Json,
@@ -132,6 +164,7 @@ pub enum TelemetryError {
 #[derive(Debug)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
+    spans: SpanStore,
     format: LogFormat,
     _log_writer: WorkerGuard,
 }
@@ -157,13 +190,10 @@ impl Telemetry {
             .finish(stdout);
         let dropped_lines = writer.error_counter();
         let format = settings.log_format;
-        let traces = match settings.endpoint() {
-            Some(endpoint) => Some(tracer_provider(endpoint, service, settings.trace_ratio)?),
-            None => None,
-        };
+        let (traces, spans) = tracing(settings, service)?;
         let trace_layer = traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer("coordinator"))
+                .with_tracer(provider.tracer(SCOPE))
                 .with_location(false)
                 .with_threads(false)
                 .with_tracked_inactivity(false)
@@ -171,11 +201,16 @@ impl Telemetry {
                 .with_filter(traced(crates))
         });
         tracing_subscriber::registry()
-            .with(log_layer(format, writer).with_filter(logged(settings.log_level, crates)))
+            .with(log_layer(settings, writer).with_filter(logged(settings.log_level, crates)))
             .with(trace_layer)
             .try_init()?;
         let _ = DROPPED_LINES.set(dropped_lines);
-        Ok(Self { traces, format, _log_writer: guard })
+        Ok(Self { traces, spans, format, _log_writer: guard })
+    }
+
+    /// The spans that this process keeps.
+    pub fn spans(&self) -> &SpanStore {
+        &self.spans
     }
 
     /// The log format in use.
@@ -236,18 +271,20 @@ fn crate_of(target: &str) -> &str {
     target.split_once("::").map_or(target, |(first, _)| first)
 }
 
-fn log_layer<S>(format: LogFormat, writer: NonBlocking) -> Box<dyn Layer<S> + Send + Sync>
+fn log_layer<S>(
+    settings: &TelemetrySettings,
+    writer: NonBlocking,
+) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    match format {
-        LogFormat::Text => Box::new(
-            tracing_subscriber::fmt::layer()
-                .compact()
-                .with_ansi(std::io::stdout().is_terminal())
-                .with_target(false)
-                .with_writer(writer),
-        ),
+    match settings.log_format {
+        LogFormat::Text => {
+            let is_terminal = std::io::stdout().is_terminal();
+            let colors = Colors::new(is_terminal, settings.no_color.as_deref());
+            let detailed = settings.log_level >= Level::DEBUG;
+            Box::new(LineLayer::new(writer, Style { colors, detailed }))
+        }
         LogFormat::Json => Box::new(
             json_subscriber::fmt::layer()
                 .flatten_event(true)
@@ -259,38 +296,69 @@ where
     }
 }
 
-fn tracer_provider(
-    endpoint: &str,
+/// The source of spans, if anything wants them, and the store that keeps them.
+fn tracing(
+    settings: &TelemetrySettings,
     service: &str,
-    ratio: f64,
-) -> Result<SdkTracerProvider, TelemetryError> {
+) -> Result<(Option<SdkTracerProvider>, SpanStore), TelemetryError> {
+    let (endpoint, bytes) = (settings.endpoint(), settings.span_store_bytes);
+    if endpoint.is_none() && bytes == 0 {
+        return Ok((None, SpanStore::default()));
+    }
     global::set_text_map_propagator(TraceContextPropagator::new());
+    let resource = resource(service);
+    let name = resource.get(&SERVICE_NAME).map(|name| name.to_string()).unwrap_or_default();
+    let (store, sampler): (_, Box<dyn ShouldSample>) = match endpoint {
+        Some(_) => {
+            let ratio = RatioSampler::new(settings.trace_ratio);
+            (SpanStore::new(bytes, name), Box::new(ratio))
+        }
+        None => {
+            let deliveries = Arc::new(Budget::new(TRACED_PER_SECOND));
+            let failures = Budget::new(TRACED_PER_SECOND);
+            let store = SpanStore::with_budget(bytes, name, Some(Arc::clone(&deliveries)));
+            trace::limit_to(StoreOnly { deliveries, failures });
+            (store, Box::new(Sampler::AlwaysOn))
+        }
+    };
+    let mut provider = SdkTracerProvider::builder()
+        .with_id_generator(DeliveryIdGenerator::default())
+        .with_sampler(Sampler::ParentBased(sampler))
+        .with_resource(resource);
+    if store.is_on() {
+        provider = provider.with_span_processor(StoringProcessor { store: store.clone() });
+    }
+    if let Some(endpoint) = endpoint {
+        provider = provider.with_batch_exporter(ReportingExporter::new(exporter(endpoint)?));
+    }
+    let provider = provider.build();
+    global::set_tracer_provider(provider.clone());
+    Ok((Some(provider), store))
+}
+
+fn exporter(endpoint: &str) -> Result<SpanExporter, TelemetryError> {
     let exporter = SpanExporter::builder().with_http();
     let exporter = match direct_client(endpoint)? {
         Some(client) => exporter.with_http_client(client),
         None => exporter,
     };
-    let exporter = exporter.with_endpoint(format!("{endpoint}/v1/traces")).build()?;
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(ReportingExporter::new(exporter))
-        .with_id_generator(DeliveryIdGenerator::default())
-        .with_sampler(Sampler::ParentBased(Box::new(RatioSampler::new(ratio))))
-        .with_resource(resource(service))
-        .build())
+    Ok(exporter.with_endpoint(format!("{endpoint}/v1/traces")).build()?)
 }
 
 /// The resource of exported spans and metrics. The SDK reads `OTEL_SERVICE_NAME` and
 /// `OTEL_RESOURCE_ATTRIBUTES`, which take precedence.
 fn resource(service: &str) -> Resource {
-    let from_environment = Resource::builder().build();
-    let unnamed = from_environment
-        .get(&opentelemetry::Key::from_static_str("service.name"))
-        .is_none_or(|name| name.as_str().starts_with("unknown_service"));
-    if unnamed {
-        Resource::builder().with_service_name(format!("coordinator-{service}")).build()
-    } else {
-        from_environment
+    let given = Resource::builder().build();
+    let mut resource = Resource::builder();
+    if given.get(&SERVICE_NAME).is_none_or(|name| name.as_str().starts_with("unknown_service")) {
+        resource = resource.with_service_name(format!("coordinator-{service}"));
     }
+    // Trace UIs take processes without a host for ones whose clocks may differ.
+    if given.get(&HOST_NAME).is_none() {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        resource = resource.with_attribute(KeyValue::new(HOST_NAME, host));
+    }
+    resource.build()
 }
 
 #[cfg(test)]
@@ -339,8 +407,10 @@ mod tests {
     fn a_line_carries_the_fields_of_the_spans_around_it_at_its_top_level() {
         let (reader, writer) = std::io::pipe().expect("pipe");
         let (writer, guard) = NonBlockingBuilder::default().finish(writer);
+        let args = TelemetryArgs { log_format: Some("json".into()), ..TelemetryArgs::default() };
+        let settings = args.check(&mut crate::settings::Problems::default());
         let subscriber = Registry::default()
-            .with(log_layer(LogFormat::Json, writer).with_filter(FilterFn::new(|_| true)));
+            .with(log_layer(&settings, writer).with_filter(FilterFn::new(|_| true)));
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!(
                 "delivery",

@@ -8,13 +8,16 @@ use async_nats::jetstream::{
     stream,
 };
 use contract::{
-    names::{WORKERS_GROUP, consumer_name},
+    names::{Lane, REACTOR_CONSUMER, WORKERS_GROUP, consumer_name},
     subject::partition_filter,
 };
 use serde_json::{Map, Value};
 use tracing::warn;
 
-use super::streams::{StreamsError, StreamsSettings};
+use super::{
+    findings::Finding,
+    streams::{StreamsError, StreamsSettings},
+};
 
 /// The consumer of a partition as it stands on the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,134 @@ pub async fn partition_consumer(
             None => StreamsError::Consumer(name.clone(), error),
         }),
     }
+}
+
+/// What makes the consumer of a partition unfit, or endangers a promise, by its configuration
+/// `found`. Workers and `create-streams` put right what can be. Changes nothing.
+pub fn compared_partition(
+    found: &consumer::Config,
+    ack_wait: Duration,
+    partition: u8,
+    prioritize: bool,
+) -> Vec<Finding> {
+    let needed = |prioritize| as_needed(found.clone(), ack_wait, partition, prioritize);
+    let wanted = needed(prioritize);
+    let differs = || differences(found, &wanted);
+    let text = "a consumer as the workers make it";
+    if *found == wanted {
+        Vec::new()
+    } else if keeps_order(found, &needed(false)) {
+        vec![Finding::danger(differs(), text)]
+    } else {
+        vec![Finding::unfit(differs(), text)]
+    }
+}
+
+/// How long a question may take before another worker gets it. Who answers one says now and then that
+/// it is still at work.
+pub const QUESTION_ACK_WAIT: Duration = Duration::from_secs(30);
+/// Questions that wait for their time, which count as being in flight.
+const QUESTIONS_MAX_ACK_PENDING: i64 = 100_000;
+
+/// Makes sure that the durable consumer of a lane of questions exists. One that is there is used as it
+/// is, if it may be pulled from, waits for acks and has the subjects of the lane.
+///
+/// # Errors
+/// If it cannot be looked up or created, or is of another kind.
+pub async fn questions_consumer(
+    questions: &stream::Stream,
+    settings: &StreamsSettings,
+    lane: Lane,
+) -> Result<(), StreamsError> {
+    let name = lane.consumer().to_owned();
+    let wanted = consumer::Config {
+        durable_name: Some(name.clone()),
+        description: Some("Issues that Gitea is asked about, shared by all workers".into()),
+        filter_subjects: lane.subjects(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: QUESTION_ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: QUESTIONS_MAX_ACK_PENDING,
+        num_replicas: settings.stream_replicas,
+        ..consumer::Config::default()
+    };
+    let found = match questions.consumer_info(&name).await {
+        Ok(info) => info.config,
+        Err(error) if is_consumer_missing(&error) => {
+            let created = questions.create_consumer(wanted).await;
+            return created.map(drop).map_err(|error| StreamsError::Consumer(name, error));
+        }
+        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
+    };
+    if answers_questions(&found, lane) {
+        return Ok(());
+    }
+    let differences = differences(&found, &wanted);
+    Err(StreamsError::Unfit(format!("consumer {name} is not as needed ({differences}); delete it")))
+}
+
+/// Whether the consumer of a lane of questions may be pulled from, waits for acks, and has the subjects
+/// of the lane.
+pub fn answers_questions(found: &consumer::Config, lane: Lane) -> bool {
+    // A server writes a single subject into the other field.
+    let mut subjects = found.filter_subjects.clone();
+    subjects.extend(Some(found.filter_subject.clone()).filter(|subject| !subject.is_empty()));
+    subjects.sort();
+    let mut wanted = lane.subjects();
+    wanted.sort();
+    let is_pulled = found.ack_policy == AckPolicy::Explicit && found.deliver_subject.is_none();
+    is_pulled && subjects == wanted
+}
+
+/// How long a runner may take to look at a change before another one gets it. To look twice does no
+/// harm.
+pub const CHANGE_ACK_WAIT: Duration = Duration::from_secs(10);
+/// Changes in the hands of all runners at once. An issue is looked at in a millisecond.
+const CHANGES_MAX_ACK_PENDING: i64 = 10_000;
+
+/// Makes sure that the durable consumer of the changes exists which all runners share. One that is
+/// there is used as it is, if it may be pulled from, waits for acks and has all changes.
+///
+/// # Errors
+/// If it cannot be looked up or created, or is of another kind.
+pub async fn reactor_consumer(
+    changes: &stream::Stream,
+    settings: &StreamsSettings,
+) -> Result<(), StreamsError> {
+    let name = REACTOR_CONSUMER.to_owned();
+    let wanted = consumer::Config {
+        durable_name: Some(name.clone()),
+        description: Some("Which issues to look at, shared by all runners".into()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: CHANGE_ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: CHANGES_MAX_ACK_PENDING,
+        num_replicas: settings.stream_replicas,
+        ..consumer::Config::default()
+    };
+    let found = match changes.consumer_info(&name).await {
+        Ok(info) => info.config,
+        Err(error) if is_consumer_missing(&error) => {
+            let created = changes.create_consumer(wanted).await;
+            return created.map(drop).map_err(|error| StreamsError::Consumer(name, error));
+        }
+        Err(error) => return Err(StreamsError::GetConsumer(name, error)),
+    };
+    if feeds_runners(&found) {
+        return Ok(());
+    }
+    let differences = differences(&found, &wanted);
+    Err(StreamsError::Unfit(format!("consumer {name} is not as needed ({differences}); delete it")))
+}
+
+/// Whether the runners' consumer may be pulled from, waits for acks, and has all changes.
+pub fn feeds_runners(found: &consumer::Config) -> bool {
+    found.ack_policy == AckPolicy::Explicit
+        && found.deliver_subject.is_none()
+        && found.filter_subject.is_empty()
+        && found.filter_subjects.is_empty()
+        && found.max_deliver <= 0
+        && !found.headers_only
 }
 
 /// Fields that may be otherwise while a consumer keeps the order per issue, gives no message up, and
@@ -169,12 +300,65 @@ fn is_prioritized(config: &consumer::Config) -> bool {
 pub fn warn_without_priorities() {
     warn!(
         parent: None,
-        "the broker refused to serve the workers' requests by priority; the consumers are used \
-         without, so a partition may change its worker with each message. \
-         `coordinator create-streams` sets it"
+        "workers have no priorities, so a partition may change its worker with each message; \
+         `coordinator create-streams` sets them"
     );
 }
 
-fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
+/// Whether the broker says that there is no such consumer.
+pub fn is_consumer_missing(error: &jetstream::context::ConsumerInfoError) -> bool {
     matches!(error.kind(), jetstream::context::ConsumerInfoErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_of_another_kind_feeds_no_runner() {
+        let good = consumer::Config {
+            ack_policy: AckPolicy::Explicit,
+            max_deliver: -1,
+            ..consumer::Config::default()
+        };
+        type Change = fn(&mut consumer::Config);
+        let cases: [(Change, bool); 6] = [
+            (|_| {}, true),
+            (|found| found.ack_wait = Duration::from_secs(7), true),
+            (|found| found.ack_policy = AckPolicy::None, false),
+            (|found| found.max_deliver = 3, false),
+            (|found| found.filter_subject = "gitea.changes.assigned.>".into(), false),
+            (|found| found.deliver_subject = Some("elsewhere".into()), false),
+        ];
+        for (change, expected) in cases {
+            let mut found = good.clone();
+            change(&mut found);
+            assert_eq!(feeds_runners(&found), expected, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_is_only_looked_at_is_judged_as_one_that_is_put_right() {
+        let ack_wait = Duration::from_secs(30);
+        let good = as_needed(consumer::Config::default(), ack_wait, 7, true);
+        type Change = fn(&mut consumer::Config);
+        let cases: [(Change, Option<bool>); 6] = [
+            (|_| {}, None),
+            // An operator's own.
+            (|found| found.description = Some("ours".into()), None),
+            (|found| found.replay_policy = ReplayPolicy::Original, Some(false)),
+            (|found| found.priority_policy = PriorityPolicy::None, Some(false)),
+            (|found| found.max_ack_pending = 2, Some(true)),
+            (|found| found.filter_subject = partition_filter(8), Some(true)),
+        ];
+        for (change, expected) in cases {
+            let mut found = good.clone();
+            change(&mut found);
+            if found.priority_policy == PriorityPolicy::None {
+                found.priority_groups.clear();
+            }
+            let findings = compared_partition(&found, ack_wait, 7, true);
+            assert_eq!(findings.first().map(|one| one.unfit), expected, "{findings:?}");
+        }
+    }
 }

@@ -7,11 +7,13 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, pull},
     stream::Stream,
 };
-use contract::partitions::Partitions;
+use contract::{names::Lane, partitions::Partitions};
 use thiserror::Error;
 
 use super::{
-    consumers::{partition_consumer, warn_without_priorities},
+    consumers::{
+        partition_consumer, questions_consumer, reactor_consumer, warn_without_priorities,
+    },
     findings::Findings,
     repartition::{RepartitionError, Stored, repartition},
     streams::{Streams, StreamsError, StreamsSettings},
@@ -58,6 +60,13 @@ pub async fn create_all(js: &jetstream::Context, wanted: Wanted<'_>) -> Result<(
     let changes = streams.changes().await?;
     streams.dead_letters().await?;
     streams.issue_state().await?;
+    let questions = streams.questions().await?;
+    for lane in Lane::ALL {
+        questions_consumer(&questions, settings, lane).await?;
+    }
+    streams.sync().await?;
+    streams.runs_with_ttls().await?;
+    reactor_consumer(&changes, settings).await?;
     let stored = Stored::of(&events.cached_info().config);
     // Those of all partitions exist before it is asked what they have not handled.
     let partitions = wanted.partitions.unwrap_or(stored.partitions);

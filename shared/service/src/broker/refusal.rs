@@ -16,6 +16,8 @@ pub enum Refusal {
     PrepareAgain,
     /// Another message is the last one on the subject than the publisher expects.
     NotLast,
+    /// The stream takes no message that is to be removed after a time of its own.
+    NoTtl,
     /// The broker cannot take anything now. Unknown errors count as this one.
     Away,
 }
@@ -52,6 +54,8 @@ fn of_code(code: Option<ErrorCode>) -> Refusal {
         Some(10097) => Refusal::Never,
         // "wrong last sequence", where a publish on the subject is still under way.
         Some(10164) => Refusal::NotLast,
+        // "per-message TTL is disabled".
+        Some(10166) => Refusal::NoTtl,
         // "stream not found"; "expected stream does not match": another stream took the subject.
         Some(10059 | 10060) => Refusal::PrepareAgain,
         // This includes 10077: a limit of the stream or of the account is reached.
@@ -71,6 +75,7 @@ mod tests {
             (10059, Refusal::PrepareAgain),
             (10060, Refusal::PrepareAgain),
             (10164, Refusal::NotLast),
+            (10166, Refusal::NoTtl),
             (10077, Refusal::Away),
             (10023, Refusal::Away),
             (10047, Refusal::Away),

@@ -119,7 +119,8 @@ pub(super) async fn repartition(
         return Err(RepartitionError::Contended(stored));
     }
     replace(js, stored, under_way).await?;
-    info!(found = %stored, wanted = %wanted, ?pause, "waiting for ingest to stop publishing");
+    let again_in_secs = pause.as_secs();
+    info!(found = %stored, partitions = %wanted, again_in_secs, "waiting for ingest to stop publishing");
     let changed = async {
         until_handled(js, under_way, pause).await?;
         replace(js, under_way, Stored::new(wanted)).await

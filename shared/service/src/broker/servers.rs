@@ -46,11 +46,10 @@ impl Servers {
 
     /// The URLs with commas between, each with `login` in front of its host.
     fn urls(&self, login: impl Fn(&ServerAddr) -> String) -> String {
-        let urls = self.0.iter().map(|server| {
-            let host = server.host();
-            let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-            format!("{}://{}{host}:{}", server.scheme(), login(server), server.port())
-        });
+        let urls = self
+            .0
+            .iter()
+            .map(|server| format!("{}://{}{}", server.scheme(), login(server), place(server)));
         urls.collect::<Vec<_>>().join(",")
     }
 }
@@ -76,6 +75,13 @@ impl Show for Servers {
             (Some(user), Some(_)) => format!("{user}:(hidden)@"),
         })
     }
+}
+
+/// Host and port of a server. An IPv6 address stands in brackets.
+pub(super) fn place(server: &ServerAddr) -> String {
+    let host = server.host();
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("{host}:{}", server.port())
 }
 
 /// Reads the URLs of servers with commas between. Without a scheme nats:// is meant.
@@ -174,6 +180,14 @@ mod tests {
                 }
                 (read, _) => panic!("{text}: {read:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_server_can_be_read_back() {
+        for (text, expected) in [("nats://h", "h:4222"), ("[::1]:1", "[::1]:1")] {
+            let server: ServerAddr = text.parse().expect(text);
+            assert_eq!(place(&server), expected);
         }
     }
 

@@ -44,6 +44,7 @@ pub struct Session {
     /// JetStream on this connection.
     pub jetstream: jetstream::Context,
     number: u64,
+    began: Instant,
     ended: CancellationToken,
     suspicion: Arc<Notify>,
 }
@@ -51,12 +52,43 @@ pub struct Session {
 /// What the sessions of a broker have heard from it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Heard {
+    /// Which role of the process they are of.
+    pub(super) role: Arc<str>,
+    /// Why the last attempt to connect failed. None once there is a connection.
+    pub(super) last_failure: Arc<Mutex<Option<String>>>,
     /// The last denial of our user, and its time.
     pub(super) last_denial: Arc<Mutex<Option<(Instant, String)>>>,
+    /// The last denial of something that is needed, for everybody to see, and its time.
+    pub(super) last_problem: Arc<Mutex<Option<(Instant, String)>>>,
     /// Limits the lines about it.
     pub(super) lines: Arc<LogLimit>,
     /// Raised when something on the broker may not be as needed.
     pub(super) suspicion: Arc<Notify>,
+    /// Whether lines about it are for `debug` only, since another connection tells the same.
+    pub(super) quiet: bool,
+}
+
+impl Heard {
+    /// What the sessions of a client hear. `name` is its name at the broker, `coordinator-<role>`.
+    pub(super) fn of_client(name: &str) -> Self {
+        let role = name.strip_prefix("coordinator-").unwrap_or(name).into();
+        Self { role, ..Self::default() }
+    }
+
+    fn note_denial(&self, denial: String) {
+        let now = Instant::now();
+        if let (Some(problem), Ok(mut last)) = (problem(&denial), self.last_problem.lock()) {
+            *last = Some((now, problem));
+        }
+        if let Ok(mut last) = self.last_denial.lock() {
+            *last = Some((now, denial));
+        }
+    }
+
+    /// The role, for log lines: in one process several roles have a connection each.
+    pub(super) fn role(&self) -> &str {
+        &self.role
+    }
 }
 
 /// Why there is no connection.
@@ -82,12 +114,16 @@ impl Session {
         number: u64,
         heard: &Heard,
     ) -> Result<(Self, Subscriber), SessionError> {
+        let began = Instant::now();
         let nowhere: ServerAddr = NOWHERE.parse().map_err(SessionError::Address)?;
         let (first, leads) = (AtomicBool::new(true), [server.clone(), nowhere]);
         let pool = leads.clone();
-        let heard = heard.clone();
-        let client = options(settings)
-            .await?
+        let (heard, suspicion) = (heard.clone(), Arc::clone(&heard.suspicion));
+        let mut options = options(settings).await?;
+        if heard.quiet {
+            options = options.no_echo();
+        }
+        let client = options
             .name(name)
             .connection_timeout(REQUEST_TIMEOUT)
             .ping_interval(PING_INTERVAL)
@@ -100,9 +136,9 @@ impl Session {
                 async move { Some(ReconnectToServer { addr, delay: Some(Duration::ZERO) }) }
             })
             .event_callback(move |event| {
-                log(&event, &heard.lines);
-                if let (Some(denial), Ok(mut last)) = (denial(&event), heard.last_denial.lock()) {
-                    *last = Some((Instant::now(), denial));
+                log(&event, &heard);
+                if let Some(denial) = denial(&event) {
+                    heard.note_denial(denial);
                 }
                 async {}
             })
@@ -113,13 +149,18 @@ impl Session {
             .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         let end = client.subscribe(client.new_inbox()).await?;
-        let (ended, suspicion) = (CancellationToken::new(), Arc::clone(&heard.suspicion));
-        Ok((Self { client, jetstream, number, ended, suspicion }, end))
+        let ended = CancellationToken::new();
+        Ok((Self { client, jetstream, number, began, ended, suspicion }, end))
     }
 
     /// Number of this session among those of its broker, from 1.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// When the connection was begun.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     /// Waits until the connection is lost.
@@ -206,20 +247,42 @@ fn denial(event: &Event) -> Option<String> {
     }
 }
 
-fn log(event: &Event, lines: &LogLimit) {
+/// What the health says of a denial. None for a change of a consumer: a worker tries it each minute, and
+/// goes on without or names the consumer as unfit. Subjects that name a repository lose their end,
+/// since everybody can read the health.
+fn problem(denial: &str) -> Option<String> {
+    const CHANGES_A_CONSUMER: [&str; 2] =
+        ["$JS.API.CONSUMER.CREATE.", "$JS.API.CONSUMER.DURABLE.CREATE."];
+    if CHANGES_A_CONSUMER.iter().any(|subject| denial.contains(subject)) {
+        return None;
+    }
+    let names = denial.find("gitea.").and_then(|at| {
+        let (_, end) = denial[at + "gitea.".len()..].split_once('.')?;
+        Some(denial.len() - end.len())
+    });
+    Some(names.map_or_else(|| denial.to_owned(), |at| format!("{}…\"", &denial[..at])))
+}
+
+fn log(event: &Event, heard: &Heard) {
+    let role = heard.role();
     // The keeper of the sessions logs the begin and the end of each.
-    if matches!(
+    let kept = matches!(
         event,
         Event::Connected | Event::Disconnected | Event::Closed | Event::ClientError(_)
-    ) {
-        return debug!(%event, "NATS client event");
+    );
+    if kept || heard.quiet {
+        return debug!(role, %event, "NATS client event");
     }
-    let Some(line) = lines.line(&event.to_string()) else { return };
+    let Some(line) = heard.lines.line(&event.to_string()) else { return };
     let left_out = line.left_out;
     match (denial(event), event) {
-        (Some(denial), _) => warn!(denial, left_out, "NATS denies our user a subject"),
-        (None, Event::ServerError(error)) => warn!(%error, left_out, "NATS refused something"),
-        (None, other) => warn!(event = %other, left_out, "NATS client event"),
+        (Some(denial), _) => {
+            warn!(role, denial, left_out, "NATS denies our user a subject");
+        }
+        (None, Event::ServerError(error)) => {
+            warn!(role, %error, left_out, "NATS refused something");
+        }
+        (None, other) => warn!(role, event = %other, left_out, "NATS client event"),
     }
 }
 
@@ -235,6 +298,22 @@ mod tests {
             assert_eq!(denial(&event), expected);
         }
         assert_eq!(denial(&Event::Connected), None);
+    }
+
+    #[test]
+    fn a_problem_is_what_is_needed_and_names_no_repository() {
+        let denied = |subject: &str| format!("Permissions Violation for Publish to \"{subject}\"");
+        for (subject, expected) in [
+            ("$JS.API.STREAM.INFO.GITEA_ISSUES", Some("$JS.API.STREAM.INFO.GITEA_ISSUES")),
+            ("gitea.issues.assigned.acme.widgets.7.12", Some("gitea.issues.…")),
+            (
+                "$JS.API.DIRECT.GET.S.gitea.changes.closed.a.w.7",
+                Some("$JS.API.DIRECT.GET.S.gitea.changes.…"),
+            ),
+            ("$JS.API.CONSUMER.CREATE.GITEA_ISSUES.p1.gitea.issues.*.*.*.*.1", None),
+        ] {
+            assert_eq!(problem(&denied(subject)), expected.map(denied), "{subject}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Streams and bucket on the broker: their limits and their creation.
 //! No other module defines these. Their names are in `contract::names`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -10,11 +10,12 @@ use async_nats::jetstream::{
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use contract::{
     names::{
         CHANGES, CHANGES_PREFIX, DEAD_LETTERS, DEAD_PREFIX, EVENTS, EVENTS_PREFIX, ISSUE_STATE,
+        QUESTIONS, QUESTIONS_PREFIX, RUNS, SYNC,
     },
     partitions::Partitions,
 };
@@ -23,17 +24,29 @@ use super::{
     findings::{Finding, Findings},
     repartition::Stored,
 };
-use crate::settings::{Problems, number, secs};
+use crate::{
+    causes::Causes,
+    settings::{Problems, number, secs},
+};
 
 /// Default limit of a stream, in bytes. An event and a change take 1.7 kB each, so this is one a
 /// second for the default age of 14 days.
 const DEFAULT_MAX_BYTES: i64 = 2 << 30;
 /// Least limit that a stream gets by default where the broker has little room.
 const LEAST_MAX_BYTES: i64 = 16 << 20;
-/// Share of the free room that one stream takes at most by default: there are three, and the bucket
-/// needs some as well. The broker reserves limits, and refuses all that is new once its room is
-/// reserved, the bucket too.
-const SHARES: i64 = 4;
+/// The stream of events takes one of so many shares of the free room at most by default. There are
+/// two other streams, the questions and the buckets. The broker reserves limits, and refuses all that
+/// is new once its room is reserved, a bucket without a limit too.
+const SHARES: i64 = 5;
+/// Key, in the metadata of the stream of events, of the limit that it gets once the room of all is
+/// reserved. A process that ends in between leaves it to the next one.
+const LIMIT: &str = "coordinator-max-bytes";
+/// Limit of the stream of questions, in bytes. A question takes 0.3 kB, and the oldest goes first.
+const QUESTIONS_MAX_BYTES: i64 = 64 << 20;
+/// How long the broker may take to change a bucket before all goes on with it as it is.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a question waits for Gitea at most. A sweep finds what it was about later on.
+const QUESTIONS_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 crate::settings! {
     /// Limits of what is created on the broker.
@@ -65,6 +78,105 @@ impl StreamsArgs {
     }
 }
 
+/// A stream of the product, or a bucket, which is a stream too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The stream of events.
+    Events,
+    /// The stream of changes.
+    Changes,
+    /// The stream of dead letters.
+    DeadLetters,
+    /// The bucket of issue states.
+    IssueState,
+    /// The stream of questions.
+    Questions,
+    /// The bucket of the jobs that ask Gitea.
+    Sync,
+    /// The bucket of runs.
+    Runs,
+}
+
+impl Object {
+    /// All that stands on the broker.
+    pub const ALL: [Self; 7] = [
+        Self::Events,
+        Self::Changes,
+        Self::DeadLetters,
+        Self::IssueState,
+        Self::Questions,
+        Self::Sync,
+        Self::Runs,
+    ];
+
+    /// Name of the stream, or of the bucket.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Events => EVENTS,
+            Self::Changes => CHANGES,
+            Self::DeadLetters => DEAD_LETTERS,
+            Self::IssueState => ISSUE_STATE,
+            Self::Questions => QUESTIONS,
+            Self::Sync => SYNC,
+            Self::Runs => RUNS,
+        }
+    }
+
+    /// Name of the stream, also where it is a bucket's.
+    pub fn stream(self) -> String {
+        self.bucket().map_or_else(|| self.name().into(), |bucket| format!("KV_{}", bucket.name))
+    }
+
+    fn bucket(self) -> Option<&'static Bucket> {
+        match self {
+            Self::IssueState => Some(&ISSUE_STATES),
+            Self::Sync => Some(&SYNC_BUCKET),
+            Self::Runs => Some(&RUNS_BUCKET),
+            _ => None,
+        }
+    }
+
+    /// The configuration with which a stream is created. Of a bucket it is what is compared.
+    fn wanted(self, settings: &StreamsSettings) -> stream::Config {
+        let stream = |prefix, discard| stream_config(settings, self.name(), prefix, discard);
+        match self {
+            Self::Events => {
+                let mut wanted = stream(EVENTS_PREFIX, DiscardPolicy::New);
+                Stored::new(settings.partitions).write(&mut wanted);
+                wanted
+            }
+            Self::Changes => stream(CHANGES_PREFIX, DiscardPolicy::Old),
+            Self::DeadLetters => stream(DEAD_PREFIX, DiscardPolicy::New),
+            Self::Questions => questions_config(settings),
+            Self::IssueState => ISSUE_STATES.wanted(settings),
+            Self::Sync => SYNC_BUCKET.wanted(settings),
+            Self::Runs => RUNS_BUCKET.wanted(settings),
+        }
+    }
+
+    /// What makes the stream that is there unfit, or endangers a promise.
+    pub fn compared(self, settings: &StreamsSettings, found: &stream::Config) -> Vec<Finding> {
+        let wanted = self.wanted(settings);
+        let subject = match self {
+            Self::Events => format!("{EVENTS_PREFIX}.*.*.*.*.*"),
+            Self::Changes => format!("{CHANGES_PREFIX}.*.*.*.*"),
+            Self::DeadLetters => format!("{DEAD_PREFIX}.*.*.*.*.*.*"),
+            Self::Questions => return compared_questions(&wanted, found),
+            Self::IssueState => ISSUE_STATES.subject(),
+            Self::Sync => SYNC_BUCKET.subject(),
+            Self::Runs => RUNS_BUCKET.subject(),
+        };
+        compared(&wanted, found, &subject)
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.bucket().is_some() { "bucket" } else { "stream" };
+        write!(f, "{kind} {}", self.name())
+    }
+}
+
 /// Which operation on the broker failed.
 #[derive(Debug, Error)]
 pub enum StreamsError {
@@ -80,6 +192,11 @@ pub enum StreamsError {
     /// Creating a stream or the bucket with a limit that the broker has no room for.
     #[error("create {0}: the broker cannot reserve {1} bytes; set a smaller STREAM_MAX_BYTES")]
     NoRoom(&'static str, i64),
+    /// Creating what needs no limit, on a broker whose whole room is reserved.
+    #[error(
+        "create {0}: the broker has reserved all its room; give it more, or lower the limit of a stream"
+    )]
+    Full(&'static str),
     /// Setting a stream's limit.
     #[error("set the limit of stream {0}")]
     Limit(&'static str, #[source] jetstream::context::UpdateStreamError),
@@ -135,8 +252,24 @@ impl Streams<'_> {
     /// # Errors
     /// If it cannot be looked up or created.
     pub async fn events(self) -> Result<stream::Stream, StreamsError> {
-        let subject = format!("{EVENTS_PREFIX}.*.*.*.*.*");
-        self.ensure(EVENTS, EVENTS_PREFIX, &subject, DiscardPolicy::New).await
+        let events = self.made_events().await?;
+        self.compare(Object::Events, &events.cached_info().config);
+        Ok(events)
+    }
+
+    async fn made_events(self) -> Result<stream::Stream, StreamsError> {
+        let events = match self.js.get_stream(EVENTS).await {
+            Ok(events) => events,
+            Err(error) if is_missing(&error) => {
+                let wanted = Object::Events.wanted(self.settings);
+                if self.settings.stream_max_bytes.is_some() {
+                    return self.create_as_set(EVENTS, &wanted).await;
+                }
+                self.reserve(&wanted).await?
+            }
+            Err(error) => return Err(StreamsError::Get(EVENTS, error)),
+        };
+        self.give_back(events).await
     }
 
     /// The stream of events, for who handles its events.
@@ -179,8 +312,7 @@ impl Streams<'_> {
     /// # Errors
     /// If it cannot be looked up or created.
     pub async fn changes(self) -> Result<stream::Stream, StreamsError> {
-        let subject = format!("{CHANGES_PREFIX}.*.*.*.*");
-        self.ensure(CHANGES, CHANGES_PREFIX, &subject, DiscardPolicy::Old).await
+        self.ensure(Object::Changes).await
     }
 
     /// The stream of dead letters, created if it is not there.
@@ -188,79 +320,109 @@ impl Streams<'_> {
     /// # Errors
     /// If it cannot be looked up or created.
     pub async fn dead_letters(self) -> Result<stream::Stream, StreamsError> {
-        let subject = format!("{DEAD_PREFIX}.*.*.*.*.*.*");
-        self.ensure(DEAD_LETTERS, DEAD_PREFIX, &subject, DiscardPolicy::New).await
+        self.ensure(Object::DeadLetters).await
     }
 
-    async fn ensure(
-        self,
-        name: &'static str,
-        prefix: &str,
-        subject: &str,
-        discard: DiscardPolicy,
-    ) -> Result<stream::Stream, StreamsError> {
-        let mut wanted = stream_config(self.settings, name, prefix, discard);
-        if name == EVENTS {
-            Stored::new(self.settings.partitions).write(&mut wanted);
-        }
+    /// A stream other than that of events, created if it is not there.
+    async fn ensure(self, object: Object) -> Result<stream::Stream, StreamsError> {
+        let (name, wanted) = (object.name(), object.wanted(self.settings));
         let found = match self.js.get_stream(name).await {
             Ok(stream) => stream,
-            Err(error) if is_missing(&error) => self.create(name, &wanted).await?,
+            Err(error) if is_missing(&error) => {
+                if self.settings.stream_max_bytes.is_some() {
+                    self.create_as_set(name, &wanted).await?
+                } else {
+                    self.create_with_share(name, &wanted).await?
+                }
+            }
             Err(error) => return Err(StreamsError::Get(name, error)),
         };
-        let findings = compared(&wanted, &found.cached_info().config, subject);
-        self.findings.set(&format!("stream {name}"), findings);
+        self.compare(object, &found.cached_info().config);
         Ok(found)
     }
 
-    async fn create(
+    /// Notes what makes the object unfit.
+    fn compare(self, object: Object, found: &stream::Config) {
+        self.findings.set(&object.to_string(), object.compared(self.settings, found));
+    }
+
+    /// Creates a stream with the limit of the settings.
+    async fn create_as_set(
         self,
         name: &'static str,
         wanted: &stream::Config,
     ) -> Result<stream::Stream, StreamsError> {
-        let stream = if self.settings.stream_max_bytes.is_none() {
-            self.create_within_room(name, wanted).await?
-        } else {
-            // Two processes that start together ask for the same stream, which the broker allows.
-            let created = self.js.get_or_create_stream(wanted).await;
-            created.map_err(|error| create_error(name, wanted.max_bytes, error))?
-        };
-        let max_bytes = stream.cached_info().config.max_bytes;
-        // No parent span: the creation does not belong to the delivery that came first.
-        info!(parent: None, stream = name, max_bytes, "stream created");
+        // Two processes that start together ask for the same stream, which the broker allows.
+        let created = self.js.get_or_create_stream(wanted).await;
+        let stream = created.map_err(|error| create_error(name, wanted.max_bytes, error))?;
+        created_line(name, stream.cached_info().config.max_bytes);
         Ok(stream)
     }
 
-    /// Creates a stream with the default limit, or with as much less as leaves room for the others.
-    /// Only the broker knows its room, so it is asked to reserve the room of all of them, and then
-    /// to give back what is not this stream's.
-    async fn create_within_room(
+    /// Creates the stream of events with the room of all streams. Only the broker knows its room, so
+    /// it is asked to reserve it. [`Streams::give_back`] has to follow.
+    ///
+    /// Only this stream is created so, and before all others: a broker that is asked for two streams
+    /// at the same time may reserve more than it has, and then refuses every change of a limit, a
+    /// smaller one too.
+    async fn reserve(self, wanted: &stream::Config) -> Result<stream::Stream, StreamsError> {
+        let mut limit = DEFAULT_MAX_BYTES;
+        loop {
+            let mut of_all = stream::Config { max_bytes: SHARES * limit, ..wanted.clone() };
+            of_all.metadata.insert(LIMIT.into(), limit.to_string());
+            match self.js.create_stream(&of_all).await {
+                Ok(_) => break,
+                // Another process has created it.
+                Err(error) if is_taken(&error) => return self.get(EVENTS).await,
+                Err(error) if has_no_room(&error) && limit > LEAST_MAX_BYTES => limit /= 2,
+                Err(error) => return Err(create_error(EVENTS, SHARES * limit, error)),
+            }
+        }
+        created_line(EVENTS, limit);
+        if limit < DEFAULT_MAX_BYTES {
+            warn_of_little_room(EVENTS, limit);
+        }
+        self.get(EVENTS).await
+    }
+
+    /// Gives back the room that the stream of events has reserved for the others, if it has.
+    async fn give_back(self, events: stream::Stream) -> Result<stream::Stream, StreamsError> {
+        let Some(own) = own_limit(&events.cached_info().config) else { return Ok(events) };
+        // Another process that does it as well asks for the same.
+        self.js.update_stream(&own).await.map_err(|error| StreamsError::Limit(EVENTS, error))?;
+        self.get(EVENTS).await
+    }
+
+    /// Creates a stream with its share of the room, or with less where the broker has less.
+    async fn create_with_share(
         self,
         name: &'static str,
         wanted: &stream::Config,
     ) -> Result<stream::Stream, StreamsError> {
-        let mut limit = DEFAULT_MAX_BYTES;
+        let mut max_bytes = self.share().await?.min(wanted.max_bytes);
         loop {
-            let with_others = stream::Config { max_bytes: SHARES * limit, ..wanted.clone() };
-            match self.js.create_stream(&with_others).await {
+            let with_share = stream::Config { max_bytes, ..wanted.clone() };
+            match self.js.create_stream(&with_share).await {
                 Ok(_) => break,
-                // Another process has created it, and sets its limit.
+                // Another process has created it.
                 Err(error) if is_taken(&error) => return self.get(name).await,
-                Err(error) if has_no_room(&error) && limit > LEAST_MAX_BYTES => limit /= 2,
-                Err(error) => return Err(create_error(name, SHARES * limit, error)),
+                Err(error) if has_no_room(&error) && max_bytes > LEAST_MAX_BYTES => max_bytes /= 2,
+                Err(error) => return Err(create_error(name, max_bytes, error)),
             }
         }
-        let own = stream::Config { max_bytes: limit, ..wanted.clone() };
-        self.js.update_stream(&own).await.map_err(|error| StreamsError::Limit(name, error))?;
-        if limit < DEFAULT_MAX_BYTES {
-            warn!(
-                parent: None,
-                stream = name,
-                max_bytes = limit,
-                "the broker has little room; this limit of a stream may be reached before its age"
-            );
+        created_line(name, max_bytes);
+        if max_bytes < wanted.max_bytes {
+            warn_of_little_room(name, max_bytes);
         }
         self.get(name).await
+    }
+
+    /// The limit by default: that of the stream of events, so that all have found room. That stream
+    /// is created first.
+    async fn share(self) -> Result<i64, StreamsError> {
+        let events = self.made_events().await?;
+        let limit = events.cached_info().config.max_bytes;
+        Ok(if limit > 0 { limit.min(DEFAULT_MAX_BYTES) } else { DEFAULT_MAX_BYTES })
     }
 
     async fn get(self, name: &'static str) -> Result<stream::Stream, StreamsError> {
@@ -274,59 +436,217 @@ impl Streams<'_> {
     /// # Errors
     /// If it cannot be looked up or created.
     pub async fn issue_state(self) -> Result<kv::Store, StreamsError> {
+        self.bucket(&ISSUE_STATES).await
+    }
+
+    /// The bucket of the jobs that ask Gitea, created if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be looked up or created.
+    pub async fn sync(self) -> Result<kv::Store, StreamsError> {
+        self.bucket(&SYNC_BUCKET).await
+    }
+
+    /// The bucket of runs, created if it is not there.
+    ///
+    /// # Errors
+    /// If it cannot be looked up or created.
+    pub async fn runs(self) -> Result<kv::Store, StreamsError> {
+        self.bucket(&RUNS_BUCKET).await
+    }
+
+    /// The bucket of runs, whose entries can have a time after which the broker removes them, as far as
+    /// the server knows that (2.11) and our user may have it so. Otherwise it stays as it is, which
+    /// [`Streams::runs`] has made a finding.
+    ///
+    /// # Errors
+    /// If it cannot be looked up or created.
+    pub async fn runs_with_ttls(self) -> Result<kv::Store, StreamsError> {
+        let store = self.runs().await?;
+        if super::bucket::has_ttls(&store) {
+            return Ok(store);
+        }
+        self.allow_ttls(&store).await;
+        self.open(&RUNS_BUCKET).await
+    }
+
+    /// Asks for a bucket whose entries can have a time after which the broker removes them. It cannot
+    /// be taken back, and changes nothing for entries without one.
+    async fn allow_ttls(self, store: &kv::Store) {
+        let found = &store.stream.cached_info().config;
+        let wanted = stream::Config { allow_message_ttl: true, ..found.clone() };
+        let asked = tokio::time::timeout(CHANGE_PATIENCE, self.js.update_stream(&wanted)).await;
+        match asked {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                debug!(parent: None, stream = found.name, error = %Causes(&error), "no TTLs");
+            }
+            // A server does not answer a user who may not.
+            Err(_) => debug!(parent: None, stream = found.name, "no TTLs: no answer"),
+        }
+    }
+
+    /// The stream of questions, created if it is not there. It is a queue: what is acked is removed.
+    /// It holds one message a subject, the last one.
+    ///
+    /// # Errors
+    /// If it cannot be looked up or created.
+    pub async fn questions(self) -> Result<stream::Stream, StreamsError> {
+        self.ensure(Object::Questions).await
+    }
+
+    async fn bucket(self, bucket: &'static Bucket) -> Result<kv::Store, StreamsError> {
         // A look-up that fails for another reason (a leader being elected) must not end in a
         // creation.
-        match self.js.get_stream(format!("KV_{ISSUE_STATE}")).await {
-            Ok(_) => return self.open_issue_state().await,
+        match self.js.get_stream(format!("KV_{}", bucket.name)).await {
+            Ok(_) => return self.open(bucket).await,
             Err(error) if is_missing(&error) => {}
-            Err(error) => return Err(StreamsError::Get(ISSUE_STATE, error)),
+            Err(error) => return Err(StreamsError::Get(bucket.name, error)),
         }
         let mut max_bytes = -1;
         loop {
-            let created = self.js.create_key_value(bucket_config(self.settings, max_bytes)).await;
+            let created = self.js.create_key_value(bucket.config(self.settings, max_bytes)).await;
             let error = match created {
                 Ok(store) => {
-                    info!(parent: None, bucket = ISSUE_STATE, max_bytes, "bucket created");
-                    return Ok(store);
+                    info!(parent: None, bucket = bucket.name, max_bytes, "bucket created");
+                    if !bucket.has_ttls {
+                        return Ok(store);
+                    }
+                    self.allow_ttls(&store).await;
+                    return self.open(bucket).await;
                 }
                 Err(error) => error,
             };
             let is_default = self.settings.stream_max_bytes.is_none();
             match error {
-                error if requires_limit(&error) => match limit(self.settings) {
-                    -1 => return Err(StreamsError::NoLimit(ISSUE_STATE)),
-                    limit => max_bytes = limit,
-                },
+                error if requires_limit(&error) => {
+                    max_bytes = match self.settings.stream_max_bytes {
+                        Some(0) => return Err(StreamsError::NoLimit(bucket.name)),
+                        Some(limit) => limit,
+                        None => self.share().await?,
+                    }
+                }
                 error if has_no_room(&error) && is_default && max_bytes > LEAST_MAX_BYTES => {
                     max_bytes /= 2;
                 }
                 error if has_no_room(&error) => {
-                    return Err(StreamsError::NoRoom(ISSUE_STATE, max_bytes.max(0)));
+                    return Err(no_room(bucket.name, max_bytes));
                 }
                 // Another process has created the bucket first.
                 error if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
-                    let opened = self.open_issue_state().await;
-                    return opened.map_err(|_| StreamsError::CreateBucket(ISSUE_STATE, error));
+                    let opened = self.open(bucket).await;
+                    return opened.map_err(|_| StreamsError::CreateBucket(bucket.name, error));
                 }
-                error => return Err(StreamsError::CreateBucket(ISSUE_STATE, error)),
+                error => return Err(StreamsError::CreateBucket(bucket.name, error)),
             }
         }
     }
 
-    async fn open_issue_state(self) -> Result<kv::Store, StreamsError> {
-        let opened = self.js.get_key_value(ISSUE_STATE).await;
-        let store = opened.map_err(|error| StreamsError::Bucket(ISSUE_STATE, error))?;
-        let wanted = stream::Config {
+    async fn open(self, bucket: &'static Bucket) -> Result<kv::Store, StreamsError> {
+        let opened = self.js.get_key_value(bucket.name).await;
+        let store = opened.map_err(|error| StreamsError::Bucket(bucket.name, error))?;
+        self.compare(bucket.object, &store.stream.cached_info().config);
+        Ok(store)
+    }
+}
+
+/// A bucket as it is created.
+#[derive(Debug)]
+struct Bucket {
+    object: Object,
+    name: &'static str,
+    description: &'static str,
+    /// Pattern of its keys.
+    keys: &'static str,
+    /// Whether entries have a time after which the broker removes them.
+    has_ttls: bool,
+}
+
+const ISSUE_STATES: Bucket = Bucket {
+    object: Object::IssueState,
+    name: ISSUE_STATE,
+    description: "What was decided of each issue",
+    keys: "*.*",
+    has_ttls: false,
+};
+const SYNC_BUCKET: Bucket = Bucket {
+    object: Object::Sync,
+    name: SYNC,
+    description: "Who asks Gitea, and how far",
+    keys: "*",
+    has_ttls: false,
+};
+const RUNS_BUCKET: Bucket = Bucket {
+    object: Object::Runs,
+    name: RUNS,
+    description: "What runs, or waits to, because an issue is assigned",
+    keys: "*.*.*",
+    has_ttls: true,
+};
+
+impl Bucket {
+    /// What the stream of the bucket has to be, as far as it is compared.
+    fn wanted(&self, settings: &StreamsSettings) -> stream::Config {
+        stream::Config {
             max_age: Duration::ZERO,
             duplicate_window: Duration::ZERO,
             max_messages_per_subject: 1,
-            ..stream_config(self.settings, ISSUE_STATE, "", DiscardPolicy::New)
-        };
-        let subject = format!("$KV.{ISSUE_STATE}.*.*");
-        let findings = compared(&wanted, &store.stream.cached_info().config, &subject);
-        self.findings.set(&format!("bucket {ISSUE_STATE}"), findings);
-        Ok(store)
+            allow_message_ttl: self.has_ttls,
+            ..stream_config(settings, self.name, "", DiscardPolicy::New)
+        }
     }
+
+    /// Pattern of the subjects of all entries.
+    fn subject(&self) -> String {
+        format!("$KV.{}.{}", self.name, self.keys)
+    }
+
+    fn config(&self, settings: &StreamsSettings, max_bytes: i64) -> kv::Config {
+        kv::Config {
+            bucket: self.name.into(),
+            description: self.description.into(),
+            history: 1,
+            storage: StorageType::File,
+            num_replicas: settings.stream_replicas,
+            max_bytes,
+            ..kv::Config::default()
+        }
+    }
+}
+
+fn questions_config(settings: &StreamsSettings) -> stream::Config {
+    let max_age = QUESTIONS_MAX_AGE.min(settings.stream_max_age_secs);
+    let max_bytes = match settings.stream_max_bytes {
+        Some(limit) if limit > 0 => limit.min(QUESTIONS_MAX_BYTES),
+        _ => QUESTIONS_MAX_BYTES,
+    };
+    stream::Config {
+        retention: RetentionPolicy::WorkQueue,
+        max_messages_per_subject: 1,
+        max_age,
+        max_bytes,
+        duplicate_window: max_age.min(Duration::from_secs(120)),
+        ..stream_config(settings, QUESTIONS, QUESTIONS_PREFIX, DiscardPolicy::Old)
+    }
+}
+
+/// What makes an existing stream of questions unfit.
+fn compared_questions(wanted: &stream::Config, found: &stream::Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut unfit = |found: String, needed: &str| findings.push(Finding::unfit(found, needed));
+    let pattern = &wanted.subjects[0];
+    if !found.subjects.contains(pattern) {
+        unfit(format!("subjects {:?}", found.subjects), pattern);
+    }
+    if found.retention != RetentionPolicy::WorkQueue {
+        unfit(format!("retention {:?}", found.retention), "retention WorkQueue");
+    }
+    if found.max_messages_per_subject != 1 || found.discard != DiscardPolicy::Old {
+        let per_subject = found.max_messages_per_subject;
+        let found = format!("max_msgs_per_subject {per_subject}, discard {:?}", found.discard);
+        unfit(found, "max_msgs_per_subject 1, discard Old");
+    }
+    findings
 }
 
 fn stream_config(
@@ -350,23 +670,28 @@ fn stream_config(
     }
 }
 
+/// The stream of events with its own limit, if it is reserving the room of all.
+fn own_limit(events: &stream::Config) -> Option<stream::Config> {
+    let mut own = events.clone();
+    own.max_bytes = own.metadata.remove(LIMIT)?.parse().ok()?;
+    Some(own)
+}
+
+fn created_line(name: &str, max_bytes: i64) {
+    // No parent span: the creation does not belong to the delivery that came first.
+    info!(parent: None, stream = name, max_bytes, "stream created");
+}
+
+/// The limit may be reached before the age, and then events wait, or the oldest changes go.
+fn warn_of_little_room(name: &str, max_bytes: i64) {
+    warn!(parent: None, stream = name, max_bytes, "the broker has little room for a stream");
+}
+
 /// The limit in bytes of what is created, where -1 is none.
 fn limit(settings: &StreamsSettings) -> i64 {
     match settings.stream_max_bytes {
         Some(0) => -1,
         limit => limit.unwrap_or(DEFAULT_MAX_BYTES),
-    }
-}
-
-fn bucket_config(settings: &StreamsSettings, max_bytes: i64) -> kv::Config {
-    kv::Config {
-        bucket: ISSUE_STATE.into(),
-        description: "What was decided of each issue".into(),
-        history: 1,
-        storage: StorageType::File,
-        num_replicas: settings.stream_replicas,
-        max_bytes,
-        ..kv::Config::default()
     }
 }
 
@@ -378,10 +703,15 @@ fn create_error(
     if requires_limit(&error) {
         StreamsError::NoLimit(name)
     } else if has_no_room(&error) {
-        StreamsError::NoRoom(name, max_bytes.max(0))
+        no_room(name, max_bytes)
     } else {
         StreamsError::Create(name, error)
     }
+}
+
+/// Why there is no room for something with this limit, where -1 is none.
+fn no_room(name: &'static str, max_bytes: i64) -> StreamsError {
+    if max_bytes > 0 { StreamsError::NoRoom(name, max_bytes) } else { StreamsError::Full(name) }
 }
 
 /// Whether the account refuses what has no `max_bytes`: "account requires a stream config to have
@@ -475,6 +805,11 @@ fn compared(wanted: &stream::Config, found: &stream::Config, subject: &str) -> V
     if found.num_replicas < wanted.num_replicas {
         let [found, needed] = [found, wanted].map(|c| format!("{} replicas", c.num_replicas));
         danger(found, needed);
+    }
+    if wanted.allow_message_ttl && !found.allow_message_ttl {
+        let needed = "allow_msg_ttl, so that the entries of runs that are over are removed: \
+                      `coordinator create-streams` sets it, with nats-server 2.11 or newer";
+        danger("no TTLs of single messages".into(), needed.into());
     }
     if found.deny_delete && wanted.name == DEAD_LETTERS {
         danger("deny_delete".into(), "dead letters that are deleted once they are redriven".into());
@@ -570,6 +905,32 @@ mod tests {
         });
         assert_eq!(findings.len(), 2);
         assert!(findings.iter().all(|(_, unfit)| !unfit), "{findings:?}");
+    }
+
+    #[test]
+    fn a_bucket_of_runs_without_ttls_is_named_and_can_be_used() {
+        let wanted = Object::Runs.wanted(&settings());
+        let subjects = vec!["$KV.GITEA_RUNS.>".to_owned()];
+        let found = stream::Config { subjects, ..wanted };
+        assert_eq!(Object::Runs.compared(&settings(), &found), []);
+        let found = stream::Config { allow_message_ttl: false, ..found };
+        let findings = Object::Runs.compared(&settings(), &found);
+        assert!(findings.len() == 1 && !findings[0].unfit, "{findings:?}");
+        assert!(findings[0].needed.contains("allow_msg_ttl"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_stream_of_questions_that_is_no_queue_is_unfit() {
+        let wanted = questions_config(&settings());
+        assert_eq!((wanted.max_bytes, wanted.max_age), (64 << 20, Duration::from_secs(1000)));
+        assert_eq!(compared_questions(&wanted, &wanted).len(), 0);
+        let found = stream::Config {
+            subjects: vec!["gitea.questions.doubts.>".into()],
+            retention: RetentionPolicy::Limits,
+            max_messages_per_subject: -1,
+            ..wanted.clone()
+        };
+        assert_eq!(compared_questions(&wanted, &found).len(), 3);
     }
 
     #[test]

@@ -349,12 +349,12 @@ impl Places {
         warn!(
             listener = self.listener,
             reason,
-            %address,
+            client.address = %address,
             places,
             limit = self.max,
             left_out = line.left_out,
             "places run out: connections are closed for newer ones; \
-             `address` has most of the places"
+             `client.address` has most of the places"
         );
     }
 }

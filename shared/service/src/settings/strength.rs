@@ -53,10 +53,23 @@ impl Problems {
         false
     }
 
-    /// Notes a password that is the text of an example.
-    pub fn check_placeholder(&mut self, name: &str, secret: Option<&Secret>) {
+    /// Notes a password of our own that protects nothing.
+    pub fn check_password(&mut self, name: &str, secret: Option<&Secret>) {
+        match secret.and_then(|secret| weakness(secret.expose())) {
+            None => {}
+            Some(Weakness::Placeholder) => {
+                self.add(format!("{name} is a placeholder; make one with `{MAKE}`"));
+            }
+            Some(Weakness::Short(bytes)) => self.add(format!(
+                "{name} has {bytes} bytes, fewer than {LEAST_BYTES}; make one with `{MAKE}`"
+            )),
+        }
+    }
+
+    /// Notes a password that is the text of an example. `remedy` says where a right one comes from.
+    pub fn check_placeholder(&mut self, name: &str, secret: Option<&Secret>, remedy: &str) {
         if secret.is_some_and(|secret| is_placeholder(secret.expose())) {
-            self.add(format!("{name} is a placeholder; make one with `{MAKE}`"));
+            self.add(format!("{name} is a placeholder; {remedy}"));
         }
     }
 }

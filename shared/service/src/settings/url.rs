@@ -2,9 +2,19 @@
 
 use ::url::{Host, Url};
 
-/// Reads an http:// or https:// URL, without the slash at its end. It is shown to others, so a user
-/// or a password in it is refused.
+/// Reads an http:// or https:// URL to which paths are added, without the slash at its end.
 pub fn http_url(text: &str) -> Result<String, String> {
+    check(text).map(|()| text.trim_end_matches('/').to_owned())
+}
+
+/// Reads an http:// or https:// URL that is asked for as it is written: with a slash at its end it is
+/// another one.
+pub fn http_address(text: &str) -> Result<String, String> {
+    check(text).map(|()| text.to_owned())
+}
+
+/// Checks an http:// or https:// URL. It is shown to others, so a user or a password in it is refused.
+fn check(text: &str) -> Result<(), String> {
     let (scheme, rest) =
         text.split_once("://").ok_or("has no scheme; it begins with http:// or https://")?;
     let is_http = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
@@ -24,7 +34,7 @@ pub fn http_url(text: &str) -> Result<String, String> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err("has a query or a fragment (? or #); take it out".into());
     }
-    Ok(text.trim_end_matches('/').to_owned())
+    Ok(())
 }
 
 /// Paths that are added to the endpoint.
@@ -40,6 +50,24 @@ pub fn otlp_endpoint(text: &str) -> Result<String, String> {
     }
     let base = OTLP_PATHS.iter().find_map(|path| url.strip_suffix(path)).unwrap_or(&url);
     Ok(base.trim_end_matches('/').to_owned())
+}
+
+/// What stands for the id in [`trace_url`].
+pub const TRACE_ID: &str = "{trace_id}";
+
+/// Reads the URL of a page of a trace, with [`TRACE_ID`] in its path, query or fragment.
+pub fn trace_url(text: &str) -> Result<String, String> {
+    let (base, rest) = text.split_at(text.find(['?', '#']).unwrap_or(text.len()));
+    let zeros = |text: &str| text.replace(TRACE_ID, &"0".repeat(32));
+    http_url(&zeros(base))?;
+    let host = base.split('/').nth(2).unwrap_or_default();
+    if !text.contains(TRACE_ID) || host.contains(TRACE_ID) {
+        return Err(format!("has no {TRACE_ID} in its path, its query or its fragment"));
+    }
+    if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err("has a space or a control character".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// Whether a URL leads to this machine. A proxy does not lead there.
@@ -85,6 +113,9 @@ mod tests {
         ] {
             let read = http_url(text);
             assert_eq!(read.as_deref().map_err(String::as_str), expected, "{text}");
+            let as_written = expected.map(|_| text);
+            let read = http_address(text);
+            assert_eq!(read.as_deref().map_err(String::as_str), as_written, "{text}");
         }
     }
 
@@ -104,6 +135,24 @@ mod tests {
             ("http://u:p@h", None),
         ] {
             assert_eq!(otlp_endpoint(text).ok().as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_page_of_a_trace_has_a_place_for_its_id() {
+        for (text, expected) in [
+            ("http://h:16686/trace/{trace_id}", true),
+            ("https://h/explore?trace={trace_id}&x=1", true),
+            ("https://h/#/t/{trace_id}", true),
+            ("http://h:16686/trace/", false),
+            ("http://h/{trace-id}", false),
+            ("http://{trace_id}.h/", false),
+            ("javascript://h/{trace_id}", false),
+            ("h/{trace_id}", false),
+            ("http://u:p@h/{trace_id}", false),
+            ("http://h/?x={trace_id} y", false),
+        ] {
+            assert_eq!(trace_url(text).is_ok(), expected, "{text}");
         }
     }
 

@@ -5,18 +5,33 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
 use opentelemetry_otlp::{MetricExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder, proto::MetricFamily};
 use thiserror::Error;
 use tracing::error;
 
 use super::{TelemetryError, client::direct_client, dropped_lines, resource};
 
 /// Bounds of latency histograms, in seconds. The SDK's default bounds start at 5.
-pub const SECONDS: [f64; 14] =
+const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Creates a counter.
+pub fn counter(meter: &Meter, name: &'static str, description: &'static str) -> Counter<u64> {
+    meter.u64_counter(name).with_description(description).build()
+}
+
+/// Creates a histogram of latencies, in seconds.
+pub fn seconds(meter: &Meter, name: &'static str, description: &'static str) -> Histogram<f64> {
+    meter
+        .f64_histogram(name)
+        .with_unit("s")
+        .with_description(description)
+        .with_boundaries(SECONDS.to_vec())
+        .build()
+}
 
 /// Meters, and the registry they are scraped from.
 #[derive(Clone, Debug)]
@@ -77,12 +92,17 @@ impl Metrics {
         self.provider.meter("coordinator")
     }
 
+    /// All values.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+
     /// All values as Prometheus text.
     ///
     /// # Errors
     /// If two instruments contradict each other, which is a bug.
     pub fn text(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        TextEncoder::new().encode_to_string(&self.gather())
     }
 
     /// The answer to `GET /metrics`.

@@ -2,13 +2,20 @@
 //! "Recent deliveries" page leads straight to the trace.
 //!
 //! The context of a trace travels in the journal and in message headers as a
-//! W3C `traceparent`, whether or not this process exports traces.
+//! W3C `traceparent`, whether or not this process records spans.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+    time::{Instant, SystemTime},
+};
 
 use contract::{event::Repository, traceparent::Traceparent};
 use opentelemetry::{
-    Context, KeyValue,
+    Context, KeyValue, global,
     trace::{
-        Link, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState,
+        Link, Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+        TraceId, TraceState, Tracer,
     },
 };
 use opentelemetry_sdk::trace::{
@@ -18,11 +25,55 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
+use super::budget::Budget;
+
+/// Name of the tracer, and so of the instrumentation scope.
+pub(super) const SCOPE: &str = "coordinator";
+
+/// What of the work is traced where only the span store wants spans. Unset where spans are exported,
+/// since the ratio decides there, and where no spans are recorded at all. A process has one, as it
+/// has one subscriber.
+static STORE_ONLY: OnceLock<StoreOnly> = OnceLock::new();
+
+/// What is traced where only the span store wants spans.
+#[derive(Debug)]
+pub(super) struct StoreOnly {
+    /// Deliveries that are traced from their beginning.
+    pub(super) deliveries: Arc<Budget>,
+    /// Failed spans of others.
+    pub(super) failures: Budget,
+}
+
+/// Sets what is traced. A process does so once.
+pub(super) fn limit_to(store_only: StoreOnly) {
+    let _ = STORE_ONLY.set(store_only);
+}
+
+/// Subjects of events as the semantic conventions name them.
+pub const EVENTS_TEMPLATE: &str = "gitea.issues.{action}.{owner}.{repo}.{number}.{partition}";
+/// Subjects of changes as the semantic conventions name them.
+pub const CHANGES_TEMPLATE: &str = "gitea.changes.{kind}.{owner}.{repo}.{number}";
+
 /// Target of spans whose fields no log line needs. The log ignores these spans, since
 /// keeping a span for one line costs more than everything else about that line.
 pub const TRACES_ONLY: &str = "traces_only";
 
-/// The context of `span`. None where this process exports no traces.
+/// Whether to trace a delivery that came in just now. A span costs more than most of a delivery's
+/// way, so where only the span store wants spans a number of deliveries a second is traced. The
+/// others get no span, here or in the processes after this one.
+pub fn takes_delivery() -> bool {
+    STORE_ONLY.get().is_none_or(|limits| limits.deliveries.take())
+}
+
+/// Takes back that a delivery was [taken](takes_delivery) at `then`, since the request was none. So a
+/// flood of requests without a good signature leaves real deliveries their traces.
+pub fn was_no_delivery(then: Instant) {
+    if let Some(limits) = STORE_ONLY.get() {
+        limits.deliveries.give_back(then);
+    }
+}
+
+/// The context of `span`. None where this process records no spans.
 pub fn exported(span: &Span) -> Option<Traceparent> {
     let context = span.context();
     let context = context.span().span_context().clone();
@@ -33,15 +84,61 @@ pub fn exported(span: &Span) -> Option<Traceparent> {
     })
 }
 
-/// The context of `span`. Where this process exports no traces, it is a new context
+/// The context of `span`. Where this process records no spans, it is a new context
 /// for the delivery. The new context is marked as sampled, so that a reader that
-/// exports traces still records its spans.
+/// exports traces still records its spans. It is not where this process records spans
+/// and [left this delivery out](takes_delivery): its trace would be one without a beginning.
 pub fn of_delivery(span: &Span, delivery_id: Uuid) -> Traceparent {
     exported(span).unwrap_or_else(|| Traceparent {
         trace_id: delivery_id.as_u128(),
         span_id: fastrand::u64(1..),
-        sampled: true,
+        sampled: STORE_ONLY.get().is_none(),
     })
+}
+
+/// A span that failed in a trace that was left out.
+#[derive(Debug)]
+pub struct FailedSpan<'a> {
+    /// Name by the semantic conventions.
+    pub name: Cow<'static, str>,
+    /// Its kind.
+    pub kind: SpanKind,
+    /// Trace and parent. None for the root of the delivery's trace.
+    pub parent: Option<Traceparent>,
+    /// The delivery, if it is known.
+    pub delivery_id: Uuid,
+    /// When it began.
+    pub started: Instant,
+    /// Why it failed.
+    pub error: &'a str,
+}
+
+/// Records the span of a failure after the fact, so that it is found although its delivery was
+/// [left out](takes_delivery). `attributes` is called only if the span is recorded.
+pub fn record_failure(failure: FailedSpan<'_>, attributes: impl FnOnce() -> Vec<KeyValue>) {
+    if !STORE_ONLY.get().is_some_and(|limits| limits.failures.take()) {
+        return;
+    }
+    let tracer = global::tracer(SCOPE);
+    let context = match failure.parent {
+        Some(parent) => Context::new()
+            .with_remote_span_context(span_context(&Traceparent { sampled: true, ..parent })),
+        None => {
+            Context::new().with_value(ForcedTraceId(TraceId::from(failure.delivery_id.as_u128())))
+        }
+    };
+    let now = SystemTime::now();
+    let started = now.checked_sub(failure.started.elapsed()).unwrap_or(now);
+    // The generator of ids looks at the current context.
+    let _guard = context.clone().attach();
+    let mut span = tracer
+        .span_builder(failure.name)
+        .with_kind(failure.kind)
+        .with_start_time(started)
+        .with_attributes(attributes())
+        .start_with_context(&tracer, &context);
+    span.set_status(Status::error(failure.error.to_owned()));
+    span.end();
 }
 
 /// A trace context as the target of a link.
@@ -63,7 +160,7 @@ pub fn make_root(span: &Span, delivery_id: Uuid) {
 /// Makes `span` a child of `parent` in another process, or earlier in this one.
 /// Call it before the span is entered, on a span created with `parent: None`.
 pub fn make_child(span: &Span, parent: &Traceparent) {
-    // Fails where no traces are exported, which is not an error.
+    // Fails where no spans are recorded, which is not an error.
     let _ = span.set_parent(Context::new().with_remote_span_context(span_context(parent)));
 }
 
@@ -104,32 +201,38 @@ pub fn describe_repository(span: &Span, repository: &Repository) {
     }
 }
 
-/// Sets the attributes of a message of the events stream, and the operation's name and type. Call
-/// it only if [`is_sampled`], since its arguments are costly.
+/// Sets the attributes of [`of_message`] on `span`. Call it only if [`is_sampled`], since its
+/// arguments are costly.
 pub fn describe_message(
     span: &Span,
-    (name, kind): (&'static str, &'static str),
-    subject: String,
+    operation: (&'static str, &'static str),
+    destination: (&'static str, String),
     message_id: Option<String>,
 ) {
-    for (name, value) in [
-        ("messaging.system", "nats"),
-        ("messaging.operation.name", name),
-        ("messaging.operation.type", kind),
-        (
-            "messaging.destination.template",
-            "gitea.issues.{action}.{owner}.{repo}.{number}.{partition}",
-        ),
-    ] {
-        span.set_attribute(name, value);
-    }
-    span.set_attribute("messaging.destination.name", subject);
-    if let Some(id) = message_id {
-        span.set_attribute("messaging.message.id", id);
+    for KeyValue { key, value, .. } in of_message(operation, destination, message_id) {
+        span.set_attribute(key, value);
     }
 }
 
-/// Whether the span is exported. This check costs less than setting attributes.
+/// The attributes of a message: name and type of the operation, template of the subject and the
+/// subject, and the message's id.
+pub fn of_message(
+    (name, kind): (&'static str, &'static str),
+    (template, subject): (&'static str, String),
+    message_id: Option<String>,
+) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new("messaging.system", "nats"),
+        KeyValue::new("messaging.operation.name", name),
+        KeyValue::new("messaging.operation.type", kind),
+        KeyValue::new("messaging.destination.template", template),
+        KeyValue::new("messaging.destination.name", subject),
+    ];
+    attributes.extend(message_id.map(|id| KeyValue::new("messaging.message.id", id)));
+    attributes
+}
+
+/// Whether the span is recorded. This check costs less than setting attributes.
 pub fn is_sampled(span: &Span) -> bool {
     exported(span).is_some_and(|context| context.sampled)
 }
