@@ -6,7 +6,7 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use service::telemetry::metrics::SECONDS;
+use service::telemetry::metrics;
 use strum::IntoStaticStr;
 
 use crate::{
@@ -61,17 +61,8 @@ impl Instruments {
             .with_description("Size of the journal at which deliveries get 503")
             .with_callback(move |observer| observer.observe(journal_limit, &[]))
             .build();
-        let seconds = |name: &'static str, description: &'static str| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(description)
-                .with_boundaries(SECONDS.to_vec())
-                .build()
-        };
-        let counter = |name: &'static str, description: &'static str| {
-            meter.u64_counter(name).with_description(description).build()
-        };
+        let seconds = |name, description| metrics::seconds(meter, name, description);
+        let counter = |name, description| metrics::counter(meter, name, description);
         let instruments = Self {
             deliveries: counter("coordinator.deliveries", "Requests to the webhook by outcome"),
             stray_requests: counter(

@@ -34,15 +34,16 @@ use uuid::Uuid;
 
 use crate::delivery::Delivery;
 
+use self::{
+    known_ids::KnownIds,
+    tail::Tail,
+    window::Window,
+    writer::{Command, SettingAside, Shared, Waiting, Writer},
+};
 pub(crate) use self::{
     packed::Packed,
     reader::{Content, Entry, Issue, JournalReader},
     status::Status,
-};
-use self::{
-    tail::Tail,
-    window::Window,
-    writer::{Command, SettingAside, Shared, Waiting, Writer},
 };
 
 /// File of the journal within its directory.
@@ -167,6 +168,7 @@ pub(crate) struct Journal {
     window: Arc<Window>,
     committed: watch::Receiver<i64>,
     tail: Arc<Tail>,
+    known: Arc<KnownIds>,
     file: PathBuf,
     retention: Duration,
 }
@@ -201,8 +203,8 @@ impl Journal {
         let (writer, shared, committed) = blocking(open).await?;
         let (commands, receiver) = sync_channel(QUEUE);
         tasks.spawn_thread(WRITER, move || writer.run(&receiver)).map_err(JournalError::Thread)?;
-        let Shared { status, window, tail } = shared;
-        Ok(Self { commands, status, window, committed, tail, file, retention })
+        let Shared { status, window, tail, known } = shared;
+        Ok(Self { commands, status, window, committed, tail, known, file, retention })
     }
 
     /// Queues a delivery for the next commit. The returned future resolves once the delivery is on
@@ -264,10 +266,21 @@ impl Journal {
         &self.window
     }
 
+    /// Sequences of the entries that may be of this delivery, for [`JournalReader::find`]. Blocks while
+    /// the writer sorts ids.
+    pub(crate) fn sequences(&self, id: Uuid) -> Vec<i64> {
+        self.known.sequences(id)
+    }
+
     /// Opens a reader with its own connection, which does not block the writer.
     pub(crate) async fn reader(&self) -> Result<JournalReader, JournalError> {
-        let (file, tail, retention) = (self.file.clone(), Arc::clone(&self.tail), self.retention);
-        blocking(move || JournalReader::open(&file, tail, retention)).await
+        let journal = self.clone();
+        blocking(move || journal.open_reader()).await
+    }
+
+    /// The same. Blocks.
+    pub(crate) fn open_reader(&self) -> Result<JournalReader, JournalError> {
+        JournalReader::open(&self.file, Arc::clone(&self.tail), self.retention)
     }
 }
 

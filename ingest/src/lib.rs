@@ -5,9 +5,11 @@
 //! `journal`. It is answered once the journal has committed it. Then `relay` publishes it to the
 //! broker.
 
+mod answers;
 mod delivery;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod gap;
 mod gitea;
 mod http;
 mod instruments;
@@ -27,6 +29,7 @@ use service::{
     broker::{Broker, findings::Findings},
     causes::Causes,
     operator::{Health, HealthCheck, Status},
+    peers::Responder,
     role::{self, Host, Role},
     server::Server,
     settings::SettingsError,
@@ -36,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    answers::Answers,
     http::webhook::Webhook,
     instruments::Instruments,
     journal::{Journal, JournalError, WRITER},
@@ -54,6 +58,7 @@ pub struct Ingest {
     stop_relay: CancellationToken,
     journal: Journal,
     health: HealthCheck,
+    answers: Arc<Answers>,
     drain_timeout: std::time::Duration,
 }
 
@@ -89,6 +94,8 @@ impl Ingest {
         tasks.spawn(WEBHOOK, server.run_until(router, meter, stop, drain_timeout));
         let stop_relay = CancellationToken::new();
         let relay = Relay::new(settings, journal.clone(), broker.clone(), instruments, findings);
+        let gap = gap::tell(broker.clone(), relay.publisher(), stop_relay.clone());
+        tasks.spawn("the message after a gap", gap);
         let check = {
             let publisher = relay.publisher();
             move || standing::check(broker.clone(), Arc::clone(&publisher))
@@ -97,6 +104,7 @@ impl Ingest {
             "the check of what stands on the broker",
             standing::STANDING.run(host.meter.clone(), stop_relay.clone(), check),
         );
+        let answers = Arc::new(Answers::new(journal.clone(), relay.publisher()));
         tasks.spawn(RELAY, relay.run(stop_relay.clone()));
         let upkeep = {
             let journal = journal.clone();
@@ -107,7 +115,7 @@ impl Ingest {
             upkeep::UPKEEP.run(host.meter.clone(), stop_relay.clone(), upkeep),
         );
         info!(%address, "ingest listens");
-        Ok(Self { address, tasks, stop_relay, journal, health, drain_timeout })
+        Ok(Self { address, tasks, stop_relay, journal, health, answers, drain_timeout })
     }
 
     /// The address of the webhook, with the port that the system chose for port 0.
@@ -119,6 +127,14 @@ impl Ingest {
 impl Role for Ingest {
     fn health(&self) -> Option<HealthCheck> {
         Some(Arc::clone(&self.health))
+    }
+
+    fn name(&self) -> Option<&'static str> {
+        Some("ingest")
+    }
+
+    fn responder(&self) -> Option<Arc<dyn Responder>> {
+        Some(Arc::clone(&self.answers) as Arc<dyn Responder>)
     }
 
     fn ended(&mut self) -> BoxFuture<'_, Ended> {
@@ -171,10 +187,12 @@ fn health(journal: Journal, broker: Broker, findings: Arc<Findings>) -> HealthCh
         let journal = journal.status();
         let (ready, connected) = (journal.can_keep(), broker.is_connected());
         let unfit = findings.unfit();
-        let well = connected && unfit.is_empty();
+        let problem = broker.problem();
+        let well = connected && unfit.is_empty() && problem.is_none();
         let details = json!({
             "unfit": unfit,
             "broker": if connected { "connected" } else { "disconnected" },
+            "broker_problem": problem,
             "journal": {
                 "writable": ready,
                 "depth": journal.depth(),

@@ -22,7 +22,7 @@ use service::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-pub(crate) use self::publish::Publisher;
+pub(crate) use self::publish::{NO_CONNECTION, Publisher, event};
 use self::{
     lanes::{Lanes, Offer},
     publish::{Offering, Published},

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -40,6 +40,10 @@ pub(crate) struct Context {
     pub(crate) source: String,
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u64,
+    /// Whether doubts are raised as questions to Gitea's API.
+    pub(crate) raises_questions: bool,
+    /// When the broker took no question.
+    questions_refused: std::sync::Mutex<Option<Instant>>,
     /// How long the broker remembers message ids.
     pub(crate) dedup_window: Duration,
     pub(crate) instruments: Instruments,
@@ -77,6 +81,8 @@ impl Context {
             source: settings.common.gitea_url.clone(),
             ack_wait: settings.ack_wait,
             max_attempts: settings.max_attempts,
+            raises_questions: settings.raises_questions,
+            questions_refused: std::sync::Mutex::default(),
             dedup_window: settings.common.streams.dedup_window_secs,
             instruments,
             failures: LogLimit::new(),
@@ -192,10 +198,31 @@ impl Context {
         let streams = Streams { js, settings: &self.streams, findings: &self.findings };
         streams.changes().await?;
         streams.dead_letters().await?;
+        if self.raises_questions {
+            // Events are handled without it too. Their doubts wait for the repair then.
+            let findings = Findings::default();
+            let streams = Streams { findings: &findings, ..streams };
+            let error = streams.questions().await.err().map(|error| Causes(&error).to_string());
+            let found = error.into_iter().chain(findings.unfit());
+            let found = found.map(|found| Finding::danger(found, "a queue of questions"));
+            self.findings.set("questions", found.collect());
+        }
         let (events, states) = (streams.events_to_consume().await?, streams.issue_state().await?);
         let made_at = states.stream.cached_info().created.unix_timestamp();
         self.bucket_made_at.store(made_at, Ordering::Relaxed);
         Ok(Found { events, states })
+    }
+
+    /// Notes that the broker took no question.
+    pub(crate) fn questions_refused(&self) {
+        *self.questions_refused.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now());
+    }
+
+    /// Whether the broker took no question within the last time.
+    pub(crate) fn questions_refused_within(&self, time: Duration) -> bool {
+        let at = *self.questions_refused.lock().unwrap_or_else(PoisonError::into_inner);
+        at.is_some_and(|at| at.elapsed() < time)
     }
 
     pub(crate) fn partitions(&self) -> Partitions {

@@ -17,7 +17,7 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter},
 };
-use service::telemetry::metrics::SECONDS;
+use service::telemetry::metrics;
 
 use crate::step::outcome::Verdict;
 
@@ -33,6 +33,7 @@ pub(crate) struct Instruments {
     retries: Counter<u64>,
     dead_letters: Counter<u64>,
     in_doubt: Counter<u64>,
+    questions: Counter<u64>,
     process_duration: Histogram<f64>,
     delivery_duration: Histogram<f64>,
     lag: Arc<AtomicU64>,
@@ -70,17 +71,8 @@ impl Instruments {
             &storage,
             |one| &one.limit,
         );
-        let counter = |name: &'static str, description: &'static str| {
-            meter.u64_counter(name).with_description(description).build()
-        };
-        let seconds = |name: &'static str, description: &'static str| {
-            meter
-                .f64_histogram(name)
-                .with_unit("s")
-                .with_description(description)
-                .with_boundaries(SECONDS.to_vec())
-                .build()
-        };
+        let counter = |name, description| metrics::counter(meter, name, description);
+        let seconds = |name, description| metrics::seconds(meter, name, description);
         let instruments = Self {
             events: counter("coordinator.events", "Attempts at events by action and verdict"),
             changes: counter("coordinator.changes", "Changes published by kind"),
@@ -88,6 +80,7 @@ impl Instruments {
             retries: counter("coordinator.retries", "Failures of the broker with an event in hand"),
             dead_letters: counter("coordinator.dead_letters", "Events parked by reason"),
             in_doubt: counter("coordinator.in_doubt", "Events that left their issue in doubt"),
+            questions: counter("coordinator.questions", "Doubts that Gitea is to be asked about"),
             process_duration: seconds("messaging.process.duration", "One attempt at one event"),
             delivery_duration: seconds(
                 "coordinator.delivery.duration",
@@ -103,6 +96,9 @@ impl Instruments {
             instruments.dead_letters.add(0, &[KeyValue::new("reason", reason.as_str())]);
         }
         instruments.in_doubt.add(0, &[]);
+        for outcome in ["raised", "lost"] {
+            instruments.questions.add(0, &[KeyValue::new("outcome", outcome)]);
+        }
         instruments
     }
 
@@ -133,6 +129,15 @@ impl Instruments {
         if in_doubt {
             self.in_doubt.add(1, &[]);
         }
+    }
+
+    pub(crate) fn question_raised(&self) {
+        self.questions.add(1, &[KeyValue::new("outcome", "raised")]);
+    }
+
+    /// The broker took no question.
+    pub(crate) fn question_lost(&self) {
+        self.questions.add(1, &[KeyValue::new("outcome", "lost")]);
     }
 
     pub(crate) fn handled(&self, change: &Change) {

@@ -89,6 +89,10 @@ impl Role for Worker {
         Some(Arc::new(move || health(&context)))
     }
 
+    fn name(&self) -> Option<&'static str> {
+        Some("worker")
+    }
+
     fn ended(&mut self) -> BoxFuture<'_, Ended> {
         Box::pin(self.tasks.one_ended())
     }
@@ -118,10 +122,13 @@ fn health(context: &Context) -> Health {
     let unfit = context.findings.unfit();
     let all_consumed = partitions_consumed == usize::from(context.partitions().count());
     let ready = connected && all_consumed && unfit.is_empty();
+    let problem = context.broker.problem();
+    let well = ready && problem.is_none();
     let details = json!({
         "broker": if connected { "connected" } else { "disconnected" },
+        "broker_problem": problem,
         "partitions_consumed": partitions_consumed,
         "unfit": unfit,
     });
-    Health::new(if ready { Status::Ok } else { Status::Degraded }, ready, details)
+    Health::new(if well { Status::Ok } else { Status::Degraded }, ready, details)
 }

@@ -26,12 +26,14 @@ pub struct WorkerSettings {
     pub ack_wait: Duration,
     /// Attempts before a message is parked as a dead letter.
     pub max_attempts: u64,
+    /// Whether somebody asks Gitea's API, so that doubts are raised as questions.
+    pub raises_questions: bool,
 }
 
 impl WorkerArgs {
     /// Checks the settings and adds every error to `problems`.
     pub fn settings(&self, common: CommonSettings, problems: &mut Problems) -> WorkerSettings {
         let WorkerTexts { ack_wait_secs: ack_wait, max_attempts } = self.check(problems);
-        WorkerSettings { common, ack_wait, max_attempts }
+        WorkerSettings { common, ack_wait, max_attempts, raises_questions: false }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attempt;
 mod dead_letter;
+mod doubt;
 #[cfg(test)]
 mod model;
 pub(crate) mod outcome;

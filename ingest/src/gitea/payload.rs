@@ -9,7 +9,7 @@ use contract::{
     event::{self, Action, EVENT_VERSION, IssueEvent, State},
     timestamp::Timestamp,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use strum::IntoStaticStr;
 use thiserror::Error;
 
@@ -93,6 +93,7 @@ fn issue_event(text: &[u8], delivery: event::Delivery) -> Result<Parsed, Payload
         commit_id: payload.commit_id.filter(|id| !id.is_empty()).map(Cow::into_owned),
         changes: payload.changes,
         cut: false,
+        synced: None,
     })))
 }
 
@@ -105,11 +106,22 @@ fn named(text: &str, error: &serde_json::Error) -> PayloadError {
         }
         _ => ".".into(),
     };
+    if let Some(key) = repeated_key(error) {
+        let path = if path.starts_with('.') { key.to_owned() } else { format!("{path}.{key}") };
+        return PayloadError::new(path, "is there more than once");
+    }
     if path.starts_with(['.', '[']) {
         let at = format!("is not valid JSON (line {}, column {})", error.line(), error.column());
         return PayloadError::new("payload", at);
     }
     PayloadError::new(path, "has an unexpected type or value")
+}
+
+/// The key that an object holds twice. serde tells it in words alone.
+fn repeated_key(error: &serde_json::Error) -> Option<String> {
+    let text = error.to_string();
+    let (key, _) = text.strip_prefix("duplicate field `")?.split_once('`')?;
+    Some(key.to_owned())
 }
 
 fn missing(field: &str) -> PayloadError {
@@ -127,14 +139,27 @@ fn name(field: &str, value: Option<Cow<'_, str>>) -> Result<String, PayloadError
     }
 }
 
-fn time(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<Timestamp>, PayloadError> {
+/// The time that decides which of two events is the newer one. A wrong order would be told as wrong
+/// changes, so what cannot be read is refused.
+fn version(field: &str, value: Option<Cow<'_, str>>) -> Result<Option<Timestamp>, PayloadError> {
     match value.as_deref() {
         None | Some("") => Ok(None),
         Some(text) => match Timestamp::parse(text) {
-            Ok(time) if time.is_zero() => Ok(None),
-            Ok(time) => Ok(Some(time)),
+            Ok(time) => Ok(Some(time).filter(|time| !time.is_zero())),
             Err(_) => Err(PayloadError::new(field, "is not an RFC 3339 time")),
         },
+    }
+}
+
+/// A time that is only reported. One that cannot be read is no reason to lose a delivery.
+#[derive(Default)]
+struct ReportedTime(Option<Timestamp>);
+
+impl<'de> Deserialize<'de> for ReportedTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let time = value.as_str().and_then(|text| Timestamp::parse(text).ok());
+        Ok(Self(time.filter(|time| !time.is_zero())))
     }
 }
 
@@ -178,14 +203,14 @@ struct Issue<'a> {
     milestone: Option<Milestone<'a>>,
     #[serde(borrow)]
     user: Option<User<'a>>,
-    #[serde(borrow)]
-    created_at: Option<Cow<'a, str>>,
+    #[serde(default)]
+    created_at: ReportedTime,
     #[serde(borrow)]
     updated_at: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    closed_at: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    due_date: Option<Cow<'a, str>>,
+    #[serde(default)]
+    closed_at: ReportedTime,
+    #[serde(default)]
+    due_date: ReportedTime,
     pull_request: Option<serde::de::IgnoredAny>,
 }
 
@@ -265,10 +290,10 @@ impl Issue<'_> {
                 .collect(),
             milestone: self.milestone.and_then(|m| m.title).map(Cow::into_owned),
             author: self.user.unwrap_or_default().into_event("issue.user")?,
-            created_at: time("issue.created_at", self.created_at)?,
-            updated_at: time("issue.updated_at", self.updated_at)?,
-            closed_at: time("issue.closed_at", self.closed_at)?,
-            due_date: time("issue.due_date", self.due_date)?,
+            created_at: self.created_at.0,
+            updated_at: version("issue.updated_at", self.updated_at)?,
+            closed_at: self.closed_at.0,
+            due_date: self.due_date.0,
         })
     }
 }
@@ -417,6 +442,39 @@ mod tests {
         let event = event(&with("/issue/due_date", json!("9999-12-31T23:59:59-05:00")));
         let due_date = event.issue.due_date.map(|time| time.to_string());
         assert_eq!(due_date.as_deref(), Some("9999-12-31T23:59:59Z"));
+    }
+
+    #[test]
+    fn a_time_that_is_only_reported_is_none_if_it_cannot_be_read() {
+        for field in ["created_at", "closed_at", "due_date"] {
+            for value in [
+                json!("soon"),
+                json!("0001-01-01T00:00:00Z"),
+                json!("10000-01-01T00:00:00Z"),
+                json!(""),
+                json!(1_764_000_000),
+                json!({"at": ["x"]}),
+                Value::Null,
+            ] {
+                let event = event(&with(&format!("/issue/{field}"), value.clone()));
+                let times = [event.issue.created_at, event.issue.closed_at, event.issue.due_date];
+                let expected = usize::from(field != "created_at");
+                assert_eq!(times.iter().flatten().count(), expected, "{field}: {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_named() {
+        for (before, key, field) in [
+            ("\"sender\":", "\"action\":\"closed\",", "action"),
+            ("\"title\":", "\"due_date\":null,", "issue.due_date"),
+            ("\"id\":4", "\"login\":\"bot\",", "issue.assignee.login"),
+        ] {
+            let text = payload().to_string().replacen(before, &format!("{key}{before}"), 1);
+            let error = issue_event(text.as_bytes(), delivery()).expect_err(field);
+            assert_eq!(error, PayloadError::new(field, "is there more than once"), "{text}");
+        }
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::StatusCode;
 use contract::{event::Action, timestamp::Timestamp, traceparent::trace_id_text};
+use opentelemetry::{KeyValue, trace::SpanKind};
 use service::{
     log_limit::LogLimit,
-    telemetry::trace::{self, TRACES_ONLY},
+    telemetry::trace::{self, FailedSpan, TRACES_ONLY},
 };
 use tracing::{Instrument, Span, field, info, info_span, record_all, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -88,6 +90,9 @@ impl Receiving {
     /// The span of the request, and the root of the delivery's trace. An inbound `traceparent` is
     /// ignored, because any client can send one.
     pub(super) fn span(&self) -> Span {
+        if !trace::takes_delivery() {
+            return Span::none();
+        }
         let span = info_span!(
             target: TRACES_ONLY,
             parent: None,
@@ -98,7 +103,6 @@ impl Receiving {
             gitea.delivery.id = %self.delivery_id,
             gitea.event = self.event,
             gitea.action = field::Empty,
-            gitea.repository = field::Empty,
             gitea.issue.ref = field::Empty,
         );
         if span.is_disabled() {
@@ -122,7 +126,6 @@ impl Receiving {
             record_all!(
                 span,
                 gitea.action = action.as_str(),
-                gitea.repository = repository,
                 gitea.issue.ref = issue_ref,
             );
             trace::describe_repository(&span, &event.repository);
@@ -154,6 +157,12 @@ impl Receiving {
                 span.record("otel.status_code", "ERROR");
                 span.record("error.type", outcome);
             }
+            // Anybody can have a request refused whose signature was not looked at.
+            if status.is_client_error() || (status.is_server_error() && self.about.is_none()) {
+                trace::was_no_delivery(self.started);
+            }
+        } else if status.is_server_error() {
+            self.record_failure(outcome, status);
         }
         let seconds = self.started.elapsed().as_secs_f64();
         self.reports.instruments.answered(outcome, status.as_u16(), seconds);
@@ -161,8 +170,12 @@ impl Receiving {
         if let (Fate::Accepted, Some(about)) = (fate, about) {
             self.reports.note_body(self.delivery_id, about);
         }
+        let field = match fate {
+            Fate::Refused(refusal) => refusal.field(),
+            _ => None,
+        };
         macro_rules! line {
-            ($message:literal $(, $name:ident = $value:expr)?) => {
+            ($message:literal) => {
                 info!(
                     gitea.delivery.id = %self.delivery_id,
                     trace_id = trace_id_text(self.delivery_id),
@@ -171,9 +184,9 @@ impl Receiving {
                     gitea.repository = about.map(|about| &about.repository),
                     gitea.issue.ref = about.map(|about| &about.issue_ref),
                     outcome,
-                    status = status.as_u16(),
+                    http.response.status_code = status.as_u16(),
                     hung_up = (!somebody).then_some(true),
-                    $($name = $value,)?
+                    field,
                     $message
                 )
             };
@@ -181,8 +194,37 @@ impl Receiving {
         match fate {
             Fate::Accepted | Fate::Duplicate => line!("delivery accepted"),
             Fate::Ignored(_) => line!("delivery ignored"),
-            Fate::Refused(refusal) => line!("delivery refused", field = refusal.field()),
+            Fate::Refused(_) => line!("delivery refused"),
         }
+    }
+
+    /// A failure has a span although its delivery has none.
+    fn record_failure(&self, outcome: &'static str, status: StatusCode) {
+        let failure = FailedSpan {
+            name: "POST /webhook/gitea".into(),
+            kind: SpanKind::Server,
+            parent: None,
+            delivery_id: self.delivery_id,
+            started: self.started,
+            error: outcome,
+        };
+        trace::record_failure(failure, || {
+            let mut attributes = vec![
+                KeyValue::new("http.request.method", "POST"),
+                KeyValue::new("http.route", WEBHOOK),
+                KeyValue::new("url.path", WEBHOOK),
+                KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+                KeyValue::new("error.type", outcome),
+                KeyValue::new("gitea.delivery.id", self.delivery_id.to_string()),
+            ];
+            attributes.extend(self.event.clone().map(|event| KeyValue::new("gitea.event", event)));
+            if let Some(about) = &self.about {
+                let action = about.action.as_str().to_owned();
+                attributes.push(KeyValue::new("gitea.action", action));
+                attributes.push(KeyValue::new("gitea.issue.ref", about.issue_ref.clone()));
+            }
+            attributes
+        });
     }
 }
 

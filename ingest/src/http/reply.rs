@@ -200,7 +200,9 @@ fn error(status: StatusCode, error: &'static str, message: &str, field: Option<&
 
 /// The answer to an unknown path.
 pub(super) fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not_found", "there is nothing here", None)
+    let message = "there is nothing here; Gitea's deliveries are posted to /webhook/gitea, \
+        and GET /health tells how ingest is";
+    error(StatusCode::NOT_FOUND, "not_found", message, None)
 }
 
 /// The answer to a method that a path does not accept. `Allow` lists the accepted methods.

@@ -47,9 +47,9 @@ impl StrayRequests {
         let path: String = request.uri().path().chars().take(MAX_PATH).collect();
         warn!(
             gitea.delivery.id = delivery_id,
+            url.path = path,
+            http.request.method = request.method().as_str(),
             reason,
-            method = request.method().as_str(),
-            path,
             left_out,
             "no delivery is taken there; Gitea has to POST to /webhook/gitea"
         );

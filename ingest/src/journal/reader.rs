@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use contract::{event::IssueEvent, timestamp::Timestamp, traceparent::Traceparent};
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use service::causes::Causes;
 use uuid::Uuid;
 
@@ -40,6 +40,19 @@ pub(crate) enum Content {
     Text(Vec<u8>),
     /// The text on disk is damaged, with the reason.
     Unreadable(String),
+}
+
+/// Selects what [`entry`] reads.
+macro_rules! select_entries {
+    ($which:literal) => {
+        concat!(
+            "SELECT seq, delivery_id, received_at, hook, traceparent, repository_id, issue_number,
+                    body_sha256, family, lz4,
+                    (SELECT at FROM published WHERE through_seq >= seq ORDER BY through_seq LIMIT 1)
+             FROM deliveries JOIN bodies USING (seq) ",
+            $which
+        )
+    };
 }
 
 /// Reads entries: the newest from memory, all others from disk.
@@ -90,14 +103,9 @@ impl JournalReader {
         let read = |e| JournalError::Sqlite("read entries", e);
         let mut statement = self
             .connection
-            .prepare_cached(
-                "SELECT seq, delivery_id, received_at, hook, traceparent, repository_id, issue_number,
-                        body_sha256, family, lz4,
-                        (SELECT at FROM published WHERE through_seq >= seq ORDER BY through_seq LIMIT 1)
-                 FROM deliveries JOIN bodies USING (seq)
-                 WHERE seq > ?1 AND seq NOT IN (SELECT seq FROM set_aside)
-                 ORDER BY seq LIMIT ?2",
-            )
+            .prepare_cached(select_entries!(
+                "WHERE seq > ?1 AND seq NOT IN (SELECT seq FROM set_aside) ORDER BY seq LIMIT ?2"
+            ))
             .map_err(read)?;
         let mut rows = statement.query((seq, max_rows as i64)).map_err(read)?;
         let mut entries = Vec::new();
@@ -117,6 +125,34 @@ impl JournalReader {
             }
         }
         Ok(entries)
+    }
+}
+
+impl JournalReader {
+    /// The entry of a delivery among those with these sequences, and why it was set aside, if it
+    /// was. Blocks.
+    pub(crate) fn find(
+        &self,
+        sequences: &[i64],
+        id: Uuid,
+    ) -> Result<Option<(Entry, Option<String>)>, JournalError> {
+        let read = |e| JournalError::Sqlite("look for a delivery", e);
+        for seq in sequences {
+            let mut statement = self
+                .connection
+                .prepare_cached(select_entries!("WHERE seq = ?1 AND delivery_id = ?2"))
+                .map_err(read)?;
+            let mut rows = statement.query((seq, id.as_bytes().as_slice())).map_err(read)?;
+            if let Some(row) = rows.next().map_err(read)? {
+                let reason = self
+                    .connection
+                    .prepare_cached("SELECT reason FROM set_aside WHERE seq = ?1")
+                    .and_then(|mut reason| reason.query_row((seq,), |row| row.get(0)).optional())
+                    .map_err(read)?;
+                return Ok(Some((entry(row)?, reason)));
+            }
+        }
+        Ok(None)
     }
 }
 

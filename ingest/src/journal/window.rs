@@ -113,6 +113,12 @@ impl Window {
         self.state().confirmed.get(&seq).map(|micros| Timestamp::from_unix_micros(*micros))
     }
 
+    /// Whether an entry is settled, as far as this journal knows.
+    pub(crate) fn is_settled(&self, seq: i64) -> bool {
+        let state = self.state();
+        seq <= state.offered && !state.open.contains(&seq)
+    }
+
     pub(super) fn is_open(&self, seq: i64) -> bool {
         self.state().open.contains(&seq)
     }

@@ -76,6 +76,7 @@ pub(super) struct Shared {
     pub(super) status: Arc<Status>,
     pub(super) window: Arc<Window>,
     pub(super) tail: Arc<Tail>,
+    pub(super) known: Arc<KnownIds>,
 }
 
 pub(super) struct Writer {
@@ -83,7 +84,6 @@ pub(super) struct Writer {
     settings: JournalSettings,
     shared: Shared,
     committed: watch::Sender<i64>,
-    known: KnownIds,
     next_seq: i64,
     /// Number of appends in the last batch.
     last_appends: usize,
@@ -130,17 +130,16 @@ impl Writer {
             .map_err(start)?;
         // All entries may have been cleared, and a sequence must never be used twice.
         let last = last.max(window.low_water_mark());
-        let known = KnownIds::read(&connection).map_err(start)?;
+        let known = Arc::new(KnownIds::read(&connection).map_err(start)?);
         let status = Arc::new(Status::new(Arc::clone(&window), last));
         status.set_measured(measure(&connection, &window).map_err(start)?, settings);
-        let shared = Shared { status, window, tail: Arc::default() };
+        let shared = Shared { status, window, tail: Arc::default(), known };
         let (committed, receiver) = watch::channel(last);
         let writer = Self {
             connection,
             settings: settings.clone(),
             shared: shared.clone(),
             committed,
-            known,
             next_seq: last + 1,
             last_appends: 0,
             behind: false,
@@ -240,7 +239,7 @@ impl Writer {
             let (id, digest) = (entry.delivery.id, entry.delivery.body_sha256);
             let kept = match done.added.iter().find(|(added, _)| *added == id) {
                 Some((_, digest)) => Some(*digest),
-                None => self.known.kept(&transaction, id)?,
+                None => self.shared.known.kept(&transaction, id)?,
             };
             done.outcomes.push(match kept {
                 None => {
@@ -278,11 +277,11 @@ impl Writer {
     /// Runs after the fsync. Memory is updated first, then the senders are answered. The relay is
     /// notified last, so that it does not take the processor from the answers.
     fn committed(&mut self, batch: Batch, done: Done) {
-        let Shared { status, window, tail } = &self.shared;
+        let Shared { status, window, tail, known } = &self.shared;
         status.set_writable(true);
         status.set_measured(done.measured, &self.settings);
         self.behind = done.behind;
-        self.known.forget(&done.cleared);
+        known.forget(&done.cleared);
         let set_aside: Vec<_> =
             done.set_aside.iter().map(|place| &batch.set_asides[*place]).collect();
         for SettingAside { seq, delivery_id, reason, .. } in &set_aside {
@@ -294,7 +293,7 @@ impl Writer {
         let mut answers = Vec::with_capacity(batch.appends.len());
         for (Waiting { entry, reply }, outcome) in batch.appends.into_iter().zip(done.outcomes) {
             if outcome == Ok(Kept::New) {
-                self.known.insert(entry.delivery.id, self.next_seq);
+                known.insert(entry.delivery.id, self.next_seq);
                 committed.push(entry.committed_as(self.next_seq));
                 self.next_seq += 1;
             }

@@ -12,7 +12,11 @@ use std::{
 
 use async_nats::jetstream::{context::PublishError, publish::PublishAck};
 use contract::{
-    envelope::Envelope, event::IssueEvent, names, subject::EventSubject, timestamp::Timestamp,
+    envelope::{Envelope, MESSAGE_ID},
+    event::IssueEvent,
+    names,
+    subject::EventSubject,
+    timestamp::Timestamp,
     traceparent::trace_id_text,
 };
 use service::{
@@ -51,6 +55,9 @@ const MAX_AGE: Duration = Duration::from_secs(45);
 /// How often the broker may refuse a message as too large before the entry is set aside. The limits
 /// that were read last may be outdated.
 const MAX_OVERSIZED: u32 = 3;
+
+/// Why nothing can be published at all.
+pub(crate) const NO_CONNECTION: &str = "there is no connection to the broker";
 
 /// Result of publishing an entry.
 #[derive(Debug, PartialEq, Eq)]
@@ -229,8 +236,11 @@ impl Publisher {
         let seq = offer.entry.seq;
         let mut ending = self.unfinished().remove(&seq).unwrap_or_else(|| {
             // Offering a settled entry again is upkeep. It is not part of the delivery's trace.
-            let span =
-                if offer.first { self.publish_span(&offer.entry, &event) } else { Span::none() };
+            let span = if offer.first {
+                self.publish_span(&offer.entry, &event, None)
+            } else {
+                Span::none()
+            };
             Ending { span, error: Some("cut_short") }
         });
         let span = ending.span.clone();
@@ -249,6 +259,54 @@ impl Publisher {
             }
         }
         published
+    }
+
+    /// Publishes the event of an entry once more, under another message id: the stream would drop it
+    /// under that of the delivery. One attempt. Returns the subject and the sequence in the stream.
+    ///
+    /// The worker judges it as any repetition of its delivery, so that it does no harm behind newer
+    /// events of its issue.
+    ///
+    /// # Errors
+    /// Why it was not published, in words.
+    pub(crate) async fn publish_again(
+        &self,
+        mut entry: Entry,
+        message_id: String,
+    ) -> Result<(String, u64), String> {
+        let session = self.broker.session().ok_or(NO_CONNECTION)?;
+        let mut event = event(&mut entry)?;
+        let span = self.publish_span(&entry, &event, Some(&message_id));
+        let mut ending = Ending { span: span.clone(), error: Some("refused") };
+        let published = async {
+            let started = Instant::now();
+            let explained = |error: &(dyn std::error::Error + 'static)| {
+                self.broker.explain(started, Causes(error).to_string())
+            };
+            let stream = self.stream(&session).await.map_err(|error| explained(&error))?;
+            let limits = (session.max_payload(), stream.max_message);
+            let mut envelope = self.envelope(&entry, &mut event, limits)?;
+            envelope.headers.0.retain(|(name, _)| name != MESSAGE_ID);
+            envelope.headers.push(MESSAGE_ID, message_id);
+            let subject = envelope.subject.clone();
+            let ack = session.publish(envelope, names::EVENTS).await;
+            Ok((subject, ack.map_err(|error| explained(&error))?.sequence))
+        };
+        let published = published.instrument(span).await;
+        if published.is_ok() {
+            ending.error = None;
+        }
+        published
+    }
+
+    /// Subject of an event.
+    pub(crate) fn subject_of(&self, event: &IssueEvent) -> String {
+        EventSubject::of(event, self.streams.partitions).to_string()
+    }
+
+    /// The current connection to the broker.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.broker.session()
     }
 
     fn unfinished(&self) -> MutexGuard<'_, HashMap<i64, Ending>> {
@@ -313,8 +371,10 @@ impl Publisher {
                     self.stream.lock().await.stream = None;
                     self.attempt_failed(offer, started, &error);
                 }
-                // An event expects nothing of the message before it.
-                Refusal::NotLast | Refusal::Away => self.attempt_failed(offer, started, &error),
+                // An event expects nothing of the message before it, and stays as long as all.
+                Refusal::NotLast | Refusal::NoTtl | Refusal::Away => {
+                    self.attempt_failed(offer, started, &error)
+                }
             }
             backoff.wait().await;
         }
@@ -413,19 +473,22 @@ impl Publisher {
         }
     }
 
-    fn publish_span(&self, entry: &Entry, event: &IssueEvent) -> Span {
+    /// The span of a publish. `message_id` is None where it is the delivery's.
+    fn publish_span(&self, entry: &Entry, event: &IssueEvent, message_id: Option<&str>) -> Span {
+        if entry.traceparent.is_some_and(|parent| !parent.sampled) {
+            return Span::none();
+        }
         let id = entry.delivery.id;
         let span = info_span!(
             target: TRACES_ONLY,
             parent: None,
-            "publish gitea.issues",
+            "publish gitea.issues.{action}.{owner}.{repo}.{number}.{partition}",
             otel.kind = "producer",
             otel.status_code = field::Empty,
             error.r#type = field::Empty,
             gitea.delivery.id = %id,
             gitea.event = "issues",
             gitea.action = event.action.as_str(),
-            gitea.repository = event.repository.full_name(),
             gitea.issue.ref = event.issue_ref(),
         );
         if let Some(parent) = &entry.traceparent {
@@ -433,8 +496,11 @@ impl Publisher {
         }
         if trace::is_sampled(&span) {
             trace::describe_repository(&span, &event.repository);
-            let (subject, id) = (EventSubject::of(event, self.streams.partitions), id.to_string());
-            trace::describe_message(&span, ("publish", "send"), subject.to_string(), Some(id));
+            let subject = EventSubject::of(event, self.streams.partitions).to_string();
+            let destination = (trace::EVENTS_TEMPLATE, subject);
+            let operation = ("publish", "send");
+            let id = message_id.map_or_else(|| id.to_string(), str::to_owned);
+            trace::describe_message(&span, operation, destination, Some(id));
         }
         span
     }
@@ -488,7 +554,7 @@ fn too_large((max_payload, max_message): (usize, Option<usize>)) -> String {
 }
 
 /// The typed event of a journal entry, from memory or parsed from its text.
-fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
+pub(crate) fn event(entry: &mut Entry) -> Result<IssueEvent, String> {
     let text = match std::mem::replace(&mut entry.content, Content::Text(Vec::new())) {
         Content::Event(event) => return Ok(*event),
         Content::Text(text) => text,

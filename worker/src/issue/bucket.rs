@@ -2,17 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    context::PublishError,
-    kv,
-    stream::{LastRawMessageError, LastRawMessageErrorKind},
-};
-use contract::{
-    envelope::{Envelope, Headers},
-    names::ISSUE_STATE,
-    timestamp::Timestamp,
-};
-use service::broker::Session;
+use async_nats::jetstream::{context::PublishError, kv, stream::LastRawMessageError};
+use contract::timestamp::Timestamp;
+use service::broker::{Session, bucket};
 use thiserror::Error;
 
 use super::{memory::Entry, state::IssueState};
@@ -37,20 +29,13 @@ pub(crate) async fn read(
     key: &str,
     old_after: Duration,
 ) -> Result<Entry, BucketError> {
-    // Only the leader is asked. Any node of a cluster may answer a direct get, even one that has
-    // not received the newest write yet.
-    let subject = format!("{}{key}", store.prefix);
-    let found = match store.stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(found) => found,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            return Ok(Entry::default());
-        }
-        Err(error) => return Err(BucketError::Read(error)),
+    let Some(found) = bucket::read(store, key).await.map_err(BucketError::Read)? else {
+        return Ok(Entry::default());
     };
-    // A marker of a deletion has a revision too.
-    let state = match found.headers.get("KV-Operation") {
-        Some(_) => None,
-        None => Some(serde_json::from_slice(&found.payload).map_err(BucketError::Decode)?),
+    let state = if bucket::is_deletion(&found) {
+        None
+    } else {
+        Some(serde_json::from_slice(&found.payload).map_err(BucketError::Decode)?)
     };
     let age = Timestamp::now().unix_micros() / 1_000_000 - found.time.unix_timestamp();
     let is_old = u64::try_from(age).is_ok_and(|age| age > old_after.as_secs());
@@ -66,8 +51,5 @@ pub(crate) async fn write(
     revision: u64,
 ) -> Result<u64, BucketError> {
     let payload = serde_json::to_vec(state).map_err(BucketError::Encode)?;
-    let subject = format!("{}{key}", store.put_prefix.as_deref().unwrap_or(&store.prefix));
-    let envelope = Envelope { subject, headers: Headers::default(), payload };
-    let written = session.publish_after(envelope, &format!("KV_{ISSUE_STATE}"), revision).await;
-    Ok(written.map_err(BucketError::Write)?.sequence)
+    bucket::replace(session, store, key, payload, revision).await.map_err(BucketError::Write)
 }

@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 
 use contract::{
     change::{Change, ChangeKind},
-    event::{IssueEvent, State, User},
+    event::{Act, ActKind, IssueEvent, User},
+    issue_state::{Lifecycle, Person},
     timestamp::Timestamp,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// Longest title and body of an event, together, that a decision keeps whole.
 const WHOLE_TEXTS_BYTES: usize = 4 * 1024;
+/// Characters of a title that a state keeps.
+pub(crate) const TITLE_CHARS: usize = 200;
 /// Size that an event with longer texts is cut to in a decision.
 const CUT_EVENT_BYTES: usize = 8 * 1024;
 
@@ -23,6 +26,7 @@ const CUT_EVENT_BYTES: usize = 8 * 1024;
 pub(crate) struct IssueState {
     /// Who is assigned.
     pub(crate) assignees: Vec<Person>,
+    #[serde(deserialize_with = "known")]
     pub(crate) state: Lifecycle,
     /// `updated_at` of the newest event. None if no event had one yet.
     #[serde(default)]
@@ -33,6 +37,17 @@ pub(crate) struct IssueState {
     /// Prefixes of the digests of the bodies seen in that second.
     #[serde(default)]
     pub(crate) seen: Vec<String>,
+    /// Prefixes of the digests of the last bodies that were seen in seconds before. One of them that
+    /// comes again, from a second hook or by hand, raises no doubt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) earlier: Vec<String>,
+    /// Gitea's clock when its API was last asked. What it said holds all of that second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) answered_at: Option<Timestamp>,
+    /// Whether the tombstone is there because Gitea's API did not know the issue any more. Unlike
+    /// after a delivered deletion, it may turn out that the token could not see the issue.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) gone: bool,
     /// Prefixes of the digests of the bodies seen without a time. They are kept, because such a
     /// body would look new if it were delivered again after newer ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -40,6 +55,13 @@ pub(crate) struct IssueState {
     /// `owner/name#number`, for people who inspect the bucket.
     #[serde(default)]
     pub(crate) issue: String,
+    /// Gitea's id of the issue, and its title, for the end of an issue that is not there any more. 0 and
+    /// empty in older entries.
+    #[serde(default)]
+    pub(crate) issue_id: i64,
+    /// See `issue_id`. Cut to [`TITLE_CHARS`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) title: String,
     /// The delivery that led to this state. Empty if no event was decided, or if the decision on the
     /// first one was taken back.
     #[serde(default)]
@@ -64,66 +86,6 @@ pub(crate) struct IssueState {
 pub(crate) struct MessageId {
     pub(crate) sequence: u64,
     pub(crate) id: String,
-}
-
-/// A person who is assigned.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "PersonForm")]
-pub(crate) struct Person {
-    /// Gitea's id. 0 if it is not known.
-    pub(crate) id: i64,
-    pub(crate) login: String,
-}
-
-/// States of the first form hold logins alone.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum PersonForm {
-    Login(String),
-    Person { id: i64, login: String },
-}
-
-impl From<PersonForm> for Person {
-    fn from(form: PersonForm) -> Self {
-        match form {
-            PersonForm::Login(login) => Self { id: 0, login },
-            PersonForm::Person { id, login } => Self { id, login },
-        }
-    }
-}
-
-impl From<&User> for Person {
-    fn from(user: &User) -> Self {
-        Self { id: user.id, login: user.login.clone() }
-    }
-}
-
-impl Person {
-    /// A person can be renamed, and a login can pass to another person. So people are compared by
-    /// id, and by login only where an id is not known.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        if self.id != 0 && other.id != 0 { self.id == other.id } else { self.login == other.login }
-    }
-}
-
-/// Whether an issue is open, closed or gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Lifecycle {
-    #[default]
-    Open,
-    Closed,
-    /// The tombstone of an issue: whatever comes later is stale.
-    Deleted,
-}
-
-impl From<State> for Lifecycle {
-    fn from(state: State) -> Self {
-        match state {
-            State::Open => Self::Open,
-            State::Closed => Self::Closed,
-        }
-    }
 }
 
 /// What one delivery changes.
@@ -168,8 +130,43 @@ impl Decided {
             removed_ids: ids(&self.removed),
             in_doubt: self.in_doubt,
             first_seen: self.first_seen,
+            by: self.by(event),
             ..Change::from_event(self.kind, event)
         }
+    }
+
+    /// Who did it, as far as Gitea's timeline says so.
+    fn by(&self, event: &IssueEvent) -> Vec<Option<User>> {
+        let acts = event.synced.as_deref().map_or(&[][..], |synced| &synced.acts);
+        // What was undone later has not led to this state. Gitea did it without a trace then.
+        let of = |kind, whom: Option<&Person>| {
+            let is_whom = |act: &&Act| match (whom, &act.whom) {
+                (Some(person), Some(user)) => person.is(&user.into()),
+                (None, _) => true,
+                (Some(_), None) => false,
+            };
+            let is_of_kind = |act: &&Act| act.kind == kind || act.kind == opposite(kind);
+            let last = acts.iter().rev().filter(is_of_kind).find(is_whom);
+            last.filter(|act| act.kind == kind).map(|act| act.by.clone())
+        };
+        let of_all = |kind, people: &[Person]| people.iter().map(|p| of(kind, Some(p))).collect();
+        let by: Vec<_> = match self.kind {
+            ChangeKind::Unassigned => of_all(ActKind::Unassigned, &self.removed),
+            ChangeKind::Assigned => of_all(ActKind::Assigned, &self.added),
+            ChangeKind::Closed => vec![of(ActKind::Closed, None)],
+            ChangeKind::Reopened => vec![of(ActKind::Reopened, None)],
+            ChangeKind::Deleted | ChangeKind::Other => Vec::new(),
+        };
+        // Nothing known is an empty list.
+        if by.iter().any(Option::is_some) { by } else { Vec::new() }
+    }
+}
+
+/// Refuses a state of a newer worker, since writing it back would lose it.
+fn known<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lifecycle, D::Error> {
+    match Lifecycle::deserialize(deserializer)? {
+        Lifecycle::Other => Err(D::Error::custom("a state that this version does not know")),
+        known => Ok(known),
     }
 }
 
@@ -245,6 +242,16 @@ impl IssueState {
     }
 }
 
+fn opposite(kind: ActKind) -> ActKind {
+    match kind {
+        ActKind::Assigned => ActKind::Unassigned,
+        ActKind::Unassigned => ActKind::Assigned,
+        ActKind::Closed => ActKind::Reopened,
+        ActKind::Reopened => ActKind::Closed,
+        ActKind::Other => ActKind::Other,
+    }
+}
+
 fn shortened(event: &IssueEvent) -> IssueEvent {
     let mut short = event.clone();
     // A change does not hold Gitea's own `changes`.
@@ -254,12 +261,6 @@ fn shortened(event: &IssueEvent) -> IssueEvent {
         short.cut_to(CUT_EVENT_BYTES);
     }
     short
-}
-
-/// The key of an issue. It contains the repository's id and not its name, because a repository can
-/// be renamed.
-pub(crate) fn key(repository_id: i64, number: u64) -> String {
-    format!("{repository_id}.{number}")
 }
 
 #[cfg(test)]
@@ -290,7 +291,12 @@ mod tests {
                 updated_at: micros.map(Timestamp::from_unix_micros),
                 in_doubt,
                 seen,
+                earlier: undated.clone(),
+                answered_at: micros.map(Timestamp::from_unix_micros),
+                gone: decided,
                 undated,
+                issue_id: 7,
+                title: issue.clone(),
                 issue,
                 delivery_id,
                 last_changes: last.map(|last| (ChangeKind::Closed, last)).into_iter().collect(),
@@ -323,18 +329,44 @@ mod tests {
     }
 
     #[test]
-    fn people_are_compared_by_id_and_by_login_where_an_id_is_not_known() {
-        for (one, other, same) in [
-            ((7, "bot"), (7, "bot"), true),
-            ((7, "bot"), (7, "robot"), true),
-            ((7, "bot"), (8, "bot"), false),
-            ((0, "bot"), (8, "bot"), true),
-            ((7, "bot"), (0, "bot"), true),
-            ((0, "bot"), (8, "robot"), false),
-        ] {
-            let (one, other) = (person(one.0, one.1), person(other.0, other.1));
-            assert_eq!(one.is(&other), same, "{one:?} {other:?}");
+    fn a_state_of_a_newer_worker_is_refused_and_not_overwritten() {
+        for (state, is_read) in [("open", true), ("deleted", true), ("frozen", false)] {
+            let json = format!(r#"{{"assignees":[],"state":"{state}"}}"#);
+            assert_eq!(serde_json::from_str::<IssueState>(&json).is_ok(), is_read, "{state}");
         }
+    }
+
+    #[test]
+    fn who_did_it_is_named_by_the_last_act_and_not_by_one_that_was_undone() {
+        let act = |kind, whom: Option<i64>, by| {
+            let user = |id: i64| User { id, login: format!("u{id}") };
+            Act { kind, whom: whom.map(user), by: user(by), at: None }
+        };
+        let mut event = event::example();
+        event.synced = Some(Box::new(event::Synced {
+            cause: event::SyncCause::Repair,
+            known: String::new(),
+            answered_at: None,
+            raised_by: None,
+            history: false,
+            acts: vec![
+                act(ActKind::Unassigned, Some(4), 1),
+                act(ActKind::Assigned, Some(4), 2),
+                act(ActKind::Unassigned, Some(5), 3),
+                act(ActKind::Closed, None, 1),
+                act(ActKind::Reopened, None, 2),
+            ],
+        }));
+        let by = |decided: &Decided| {
+            decided.by(&event).into_iter().map(|by| by.map(|user| user.id)).collect::<Vec<_>>()
+        };
+        let removed = vec![person(4, "u4"), person(5, "u5")];
+        let unassigned = Decided { removed, ..Decided::new(ChangeKind::Unassigned) };
+        assert_eq!(by(&unassigned), [None, Some(3)]);
+        let added = vec![person(4, "u4")];
+        assert_eq!(by(&Decided { added, ..Decided::new(ChangeKind::Assigned) }), [Some(2)]);
+        assert_eq!(by(&Decided::new(ChangeKind::Closed)), []);
+        assert_eq!(by(&Decided::new(ChangeKind::Reopened)), [Some(2)]);
     }
 
     #[test]

@@ -13,10 +13,12 @@ use super::{
 pub(crate) enum Step {
     /// The last decision may not be published. That comes first, whichever delivery it is of.
     Publish,
-    /// Older than the known state.
-    Stale,
+    /// Older than the known state. `asks` says whether Gitea's API has to be asked.
+    Stale { asks: bool },
     /// This body was already seen.
     NothingNew,
+    /// Gitea's API said it when less was known, and has to be asked again.
+    Outrun,
     /// The message was parked meanwhile.
     Parked,
     /// Write this state. Then publish its decision, if it has one.
@@ -33,7 +35,8 @@ pub(crate) fn step(known: Option<&IssueState>, event: &IssueEvent, message: &Mes
         return Step::Parked;
     }
     match diff::judge(known, event) {
-        Judgement::Stale => Step::Stale,
+        Judgement::Stale { asks } => Step::Stale { asks },
+        Judgement::Outrun => Step::Outrun,
         Judgement::NothingNew => Step::NothingNew,
         Judgement::New { changes, next } => {
             Step::Decide(Box::new(next.decided(changes, event, known)))

@@ -6,11 +6,9 @@
 //! counts from its begin, because a crash cannot be recorded. It is forgiven where it ended for
 //! another reason.
 
-use async_nats::jetstream::{
-    kv,
-    stream::{LastRawMessageError, LastRawMessageErrorKind},
-};
+use async_nats::jetstream::{kv, stream::LastRawMessageError};
 use serde::{Deserialize, Serialize};
+use service::broker::bucket;
 use thiserror::Error;
 
 use crate::issue::state::MessageId;
@@ -79,14 +77,9 @@ pub(crate) async fn forgive(
 }
 
 async fn read(store: &kv::Store, partition: u8) -> Result<Option<Record>, AttemptsError> {
-    let subject = format!("{}{}", store.prefix, key(partition));
-    let found = match store.stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(found) => found,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
-        Err(error) => return Err(AttemptsError::Read(error)),
-    };
+    let found = bucket::read(store, &key(partition)).await.map_err(AttemptsError::Read)?;
     // A record that cannot be read counts as none: it must not stop the partition.
-    Ok(serde_json::from_slice(&found.payload).ok())
+    Ok(found.and_then(|found| serde_json::from_slice(&found.payload).ok()))
 }
 
 async fn write(

@@ -117,11 +117,14 @@ pub(crate) struct End {
     /// Summary of this delivery's changes.
     pub(crate) changes: String,
     pub(crate) in_doubt: bool,
+    /// Whether only Gitea's API knows what is right.
+    pub(crate) asks: bool,
 }
 
 impl End {
     fn done(verdict: Verdict) -> Self {
-        Self { outcome: Outcome::Done, verdict, changes: String::new(), in_doubt: false }
+        let (outcome, changes) = (Outcome::Done, String::new());
+        Self { outcome, verdict, changes, in_doubt: false, asks: false }
     }
 
     pub(crate) fn undecodable(cause: Cause) -> Self {
@@ -188,8 +191,9 @@ pub(crate) async fn attempt<P: Ports + Send>(
                     Published::Fenced => None,
                 }
             }
-            Step::Stale | Step::NothingNew if !current => None,
-            Step::Stale => Some(End::done(Verdict::Stale)),
+            Step::Stale { .. } | Step::NothingNew | Step::Outrun if !current => None,
+            Step::Stale { asks } => Some(End { asks, ..End::done(Verdict::Stale) }),
+            Step::Outrun => Some(End { asks: true, ..End::done(Verdict::Outrun) }),
             Step::NothingNew => Some(End::done(Verdict::NothingNew)),
             Step::Parked => Some(End::too_many_attempts()),
             // The entry is written all the same, so that a suspended worker's decision conflicts.
@@ -223,8 +227,10 @@ pub(crate) async fn attempt<P: Ports + Send>(
             (entry, current) = (ports.read().await?, true);
             continue;
         };
+        // Also of an event that changes nothing: the worker before may have died before it asked.
+        let in_doubt = entry.state.as_ref().is_some_and(|state| state.in_doubt);
         memory.remember(key, entry);
-        return Ok(end);
+        return Ok(End { asks: end.asks || in_doubt, ..end });
     }
     Err(Failure::Away("others keep writing this issue's state".into()))
 }

@@ -14,6 +14,7 @@ use std::{
 use contract::{
     change::{Change, ChangeKind},
     event::{self, Action, IssueEvent, State, User},
+    issue_state::Lifecycle,
     timestamp::Timestamp,
 };
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::issue::{
     memory::{Entry, Memory},
-    state::{IssueState, Lifecycle, MessageId},
+    state::{IssueState, MessageId},
 };
 
 /// Key of the one issue.

@@ -10,6 +10,8 @@ pub(crate) enum Verdict {
     Stale,
     /// This body was already seen.
     NothingNew,
+    /// Gitea's API said it when less was known than now.
+    Outrun,
     /// The state was saved, and nothing changed.
     Unchanged,
     /// Changes were published.

@@ -9,27 +9,36 @@ use async_nats::{
 };
 use contract::{
     envelope,
-    event::IssueEvent,
+    event::{IssueEvent, State},
+    issue_state,
     names::consumer_name,
     subject::EventSubject,
     traceparent::{TRACEPARENT, Traceparent},
 };
-use service::{backoff::Backoff, broker::Session, causes::Causes, telemetry::trace};
+use opentelemetry::{
+    KeyValue,
+    trace::{SpanKind, TraceContextExt},
+};
+use service::{
+    backoff::Backoff,
+    broker::Session,
+    causes::Causes,
+    telemetry::trace::{self, FailedSpan},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, field, info_span, record_all, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
 
 use super::{
     attempt::{Effort, End, Failure, attempt},
+    doubt,
     outcome::{Cause, Outcome},
     ports::BrokerPorts,
 };
 use crate::{
     context::Context,
-    issue::{
-        memory::Memory,
-        state::{self, MessageId},
-    },
+    issue::{memory::Memory, state::MessageId},
     partition::attempts,
 };
 
@@ -105,13 +114,16 @@ pub(crate) async fn process(
         number: None,
         begun,
         event: None,
+        end: None,
+        raised: 0,
     };
     let mut pause = RETRY;
     let mut anew = None;
     loop {
         let store = anew.as_ref().unwrap_or(store);
         let cause = match in_hand.attempt(context, session, store, (partition, memory)).await {
-            Ok(end) => {
+            Ok(()) => {
+                let Some(end) = in_hand.end else { return Err(Unfinished) };
                 if matches!(end.outcome, Outcome::Done) {
                     memory.handled();
                 }
@@ -160,11 +172,36 @@ struct InHand<'a> {
     begun: &'a mut Option<u64>,
     /// The event, once it is decoded.
     event: Option<Box<IssueEvent>>,
+    /// How the attempt ended, once it has.
+    end: Option<End>,
+    /// Attempts to raise its question.
+    raised: u32,
 }
 
 impl InHand<'_> {
-    /// Attempts the message. The error is why the broker failed.
+    /// Attempts the message, and raises the question that it leaves. The error is why the broker
+    /// failed.
     async fn attempt(
+        &mut self,
+        context: &Context,
+        session: &Session,
+        store: &kv::Store,
+        partition: (u8, &mut Memory),
+    ) -> Result<(), Cause> {
+        if self.end.is_none() {
+            self.end = Some(self.handle(context, session, store, partition).await?);
+        }
+        match (&self.end, &self.event) {
+            (Some(end), Some(event)) if end.asks => {
+                self.raised += 1;
+                doubt::raise(context, session, event, self.raised).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Handles the event to its end.
+    async fn handle(
         &mut self,
         context: &Context,
         session: &Session,
@@ -180,7 +217,7 @@ impl InHand<'_> {
             }
         }
         let Some(event) = &self.event else { return Err("no event".into()) };
-        let key = state::key(event.repository.id, event.issue.number);
+        let key = issue_state::key(event.repository.id, event.issue.number);
         let mut ports = BrokerPorts { context, session, store, key: &key };
         let effort = Effort::of(number, context.max_attempts);
         match attempt(&mut ports, memory, &key, event, &self.id, effort).await {
@@ -217,6 +254,10 @@ fn decode(message: &Message) -> Result<Box<IssueEvent>, Cause> {
         }
     };
     describe(&event);
+    // What a newer ingest published is parked, to be redriven to a newer worker.
+    if event.issue.state == State::Other {
+        return Err("its issue has a state that this version does not know".into());
+    }
     // Ingest publishes no other subject. The partition may be one of a former number of them.
     let subject = EventSubject::parse(&message.subject)?;
     if !subject.is_of(&event) {
@@ -248,10 +289,59 @@ fn describe(event: &IssueEvent) {
 }
 
 fn set_attributes(span: &Span, message: &Message) {
-    let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
-    let (subject, id) = (message.subject.to_string(), id.map(ToString::to_string));
-    trace::describe_message(span, ("process", "process"), subject, id);
-    if let Ok(subject) = EventSubject::parse(&message.subject) {
-        span.set_attribute("messaging.consumer.group.name", consumer_name(subject.partition));
+    // A field for the name would stand in each log line.
+    span.context().span().update_name(name());
+    for KeyValue { key, value, .. } in attributes(message) {
+        span.set_attribute(key, value);
     }
+}
+
+/// Name of a message's span.
+fn name() -> String {
+    format!("process {}", trace::EVENTS_TEMPLATE)
+}
+
+/// What the headers and the subject of a message say of it.
+fn attributes(message: &Message) -> Vec<KeyValue> {
+    let id = message.headers.as_ref().and_then(|headers| headers.get(NATS_MESSAGE_ID));
+    let destination = (trace::EVENTS_TEMPLATE, message.subject.to_string());
+    let operation = ("process", "process");
+    let mut attributes = trace::of_message(operation, destination, id.map(ToString::to_string));
+    if let Ok(subject) = EventSubject::parse(&message.subject) {
+        let group = consumer_name(subject.partition);
+        attributes.push(KeyValue::new("messaging.consumer.group.name", group));
+    }
+    attributes
+}
+
+/// A dead letter has a span although its delivery has none.
+pub(super) fn record_failure(message: &Message, processed: &Processed, error: &str) {
+    let parent = traceparent(message);
+    if trace::is_sampled(&Span::current()) {
+        return;
+    }
+    let delivery = processed.event.as_ref().map(|event| event.delivery.id.as_str());
+    let failure = FailedSpan {
+        name: name().into(),
+        kind: SpanKind::Consumer,
+        parent,
+        delivery_id: delivery.and_then(|id| Uuid::try_parse(id).ok()).unwrap_or_default(),
+        started: processed.started,
+        error,
+    };
+    trace::record_failure(failure, || {
+        let mut attributes = attributes(message);
+        let verdict: &'static str = processed.end.verdict.into();
+        attributes.push(KeyValue::new("error.type", verdict));
+        attributes.push(KeyValue::new("coordinator.verdict", verdict));
+        if let Some(event) = &processed.event {
+            attributes.extend([
+                KeyValue::new("gitea.delivery.id", event.delivery.id.clone()),
+                KeyValue::new("gitea.event", "issues"),
+                KeyValue::new("gitea.action", event.action.as_str().to_owned()),
+                KeyValue::new("gitea.issue.ref", event.issue_ref()),
+            ]);
+        }
+        attributes
+    });
 }

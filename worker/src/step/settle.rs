@@ -6,6 +6,7 @@ use contract::{dead_letter::Reason, timestamp::Timestamp};
 use service::{broker::Session, causes::Causes};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{
     attempt::End,
@@ -48,12 +49,17 @@ pub(crate) async fn settle(
     if let Some(cause) = &cause {
         Span::current().record("otel.status_code", "ERROR");
         Span::current().record("error.type", <&str>::from(processed.end.verdict));
-        warn!(error = cause, attempt = processed.attempt, "cannot handle the delivery");
+        let (subject, sequence) = place(message);
+        let attempt = processed.attempt;
+        warn!(error = cause, attempt, subject, sequence, "cannot handle the delivery");
     }
+    // No field of the span: the log line has it as a field of its own.
+    Span::current().set_attribute("coordinator.verdict", <&str>::from(processed.end.verdict));
     let settlement = settlement(&processed.end.outcome);
     if let Settlement::DeadLetter(reason) = settlement {
         let mut pause = process::RETRY;
         let why = cause.unwrap_or_default();
+        process::record_failure(message, processed, &why);
         // The message stays in hand until it can be parked, so that it is not lost.
         while let Err(error) = dead_letter::park(session, message, &why, processed.attempt).await {
             let (error, reason) = (Causes(&error).to_string(), reason.as_str());
@@ -66,7 +72,7 @@ pub(crate) async fn settle(
         }
     }
     let acked = message.ack_with(AckKind::Ack).await;
-    report(context, settlement, processed);
+    report(context, settlement, message, processed);
     acked.map_err(|error| {
         warn!(%error, "cannot settle the message; it comes again");
         Unfinished
@@ -85,8 +91,13 @@ fn cause(outcome: &Outcome) -> Option<String> {
     }
 }
 
+/// Subject and sequence of a message in its stream. They lead to one that cannot be decoded.
+fn place(message: &Message) -> (&str, Option<u64>) {
+    (message.subject.as_str(), message.info().ok().map(|info| info.stream_sequence))
+}
+
 /// Logs the outcome of a delivery as one info line.
-fn report(context: &Context, settlement: Settlement, processed: &Processed) {
+fn report(context: &Context, settlement: Settlement, message: &Message, processed: &Processed) {
     let Processed { end, attempt, started, event } = processed;
     let End { changes, in_doubt, .. } = end;
     let verdict: &str = end.verdict.into();
@@ -102,7 +113,11 @@ fn report(context: &Context, settlement: Settlement, processed: &Processed) {
         Settlement::DeadLetter(reason) => {
             context.instruments.parked(reason);
             let reason = reason.as_str();
-            info!(verdict, changes, reason, attempt, "delivery parked as a dead letter");
+            let (subject, sequence) = place(message);
+            info!(
+                verdict,
+                changes, reason, attempt, subject, sequence, "delivery parked as a dead letter"
+            );
         }
     }
 }

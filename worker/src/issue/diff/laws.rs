@@ -120,19 +120,25 @@ pub(crate) fn step(
     let known = known.filter(|state| !state.is_unseen());
     let digest = &event.delivery.body_sha256;
     let (changes, next) = match verdict {
-        Judgement::Stale => {
+        Judgement::Stale { asks } => {
             let known = known.expect("nothing is stale where nothing is known");
-            if known.state != Lifecycle::Deleted {
-                assert!(event.issue.updated_at.is_some(), "unknown is never oldest");
-                assert!(event.issue.updated_at < known.updated_at);
+            if known.state == Lifecycle::Deleted {
+                assert_eq!(asks, known.gone, "only what was delivered is final");
+            } else {
+                assert!(asks, "what was never seen is not dropped without a question");
+                let is_answered = event.issue.updated_at < known.answered_at;
+                assert!(event.issue.updated_at < known.updated_at || is_answered);
+                let is_undated = event.issue.updated_at.is_none();
+                assert!(!is_undated || is_answered, "unknown is never oldest");
             }
             return None;
         }
+        Judgement::Outrun => panic!("a webhook is never outrun"),
         Judgement::NothingNew => {
             let known = known.expect("all is new where nothing is known");
             // The body's time decides which of the two lists holds it. A state from the bucket may
             // differ.
-            let mut seen = known.seen.iter().chain(&known.undated);
+            let mut seen = known.seen.iter().chain(&known.undated).chain(&known.earlier);
             assert!(seen.any(|start| digest.starts_with(start.as_str())));
             return None;
         }

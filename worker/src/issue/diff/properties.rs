@@ -4,7 +4,16 @@ use std::collections::HashSet;
 
 use proptest::{collection::vec, prelude::*};
 
-use super::laws::{Sketch, check_end, snapshot, story};
+use contract::{
+    event::{Action, IssueEvent, SyncCause, Synced},
+    timestamp::Timestamp,
+};
+
+use super::{
+    Judgement, judge,
+    laws::{Sketch, check_end, snapshot, story},
+};
+use crate::issue::state::IssueState;
 
 fn sketch() -> impl Strategy<Value = Sketch> {
     any::<[u8; 3]>().prop_map(Sketch::of_bytes)
@@ -93,6 +102,61 @@ proptest! {
         prop_assert_eq!(tell(&delivered), tell(&firsts));
     }
 
+}
+
+/// What Gitea's API says of an issue in the state of `sketch`, asked after `known`.
+fn answer(
+    sketch: &Sketch,
+    known: Option<&IssueState>,
+    answered_at: Option<Timestamp>,
+) -> IssueEvent {
+    let mut event = sketch.event(0);
+    event.action = Action::Synced;
+    event.delivery.id = "an answer".into();
+    event.synced = Some(Box::new(Synced {
+        cause: SyncCause::Doubt,
+        known: known.map(|state| state.delivery_id.clone()).unwrap_or_default(),
+        answered_at,
+        raised_by: None,
+        history: false,
+        acts: Vec::new(),
+    }));
+    event
+}
+
+proptest! {
+    #[test]
+    fn an_answer_is_the_truth_whatever_was_delivered_and_however_late_the_rest_comes(
+        (history, delivered) in delivered(1),
+        late in vec(any::<prop::sample::Index>(), 0..6),
+        at in 0..3_i64,
+    ) {
+        let is_deletion = |sketch: &Sketch| sketch.action == "deleted";
+        prop_assume!(!history.iter().any(is_deletion));
+        let truth = &history[history.len() - 1];
+        let known = story(&delivered).state;
+        let second = truth.event(0).issue.updated_at.expect("a time").unix_micros() / 1_000_000;
+        let answered_at = Timestamp::from_unix_micros((second + 1 + at) * 1_000_000);
+        let event = answer(truth, known.as_ref(), Some(answered_at));
+        let (changes, mut state) = match judge(known.as_ref(), &event) {
+            Judgement::New { changes, next } => (changes, *next),
+            other => panic!("{other:?}"),
+        };
+        prop_assert!(!state.in_doubt && changes.iter().all(|change| !change.in_doubt));
+        prop_assert_eq!(snapshot(&state), truth.snapshot());
+        // What comes late of the same history changes nothing, and is asked about at most.
+        for index in late {
+            match judge(Some(&state), &index.get(&history).event(99)) {
+                Judgement::New { changes, next } => {
+                    prop_assert!(changes.is_empty() && !next.in_doubt);
+                    state = *next;
+                }
+                Judgement::Stale { .. } | Judgement::NothingNew => {}
+                Judgement::Outrun => panic!("a webhook is never outrun"),
+            }
+            prop_assert_eq!(snapshot(&state), truth.snapshot());
+        }
+    }
 }
 
 proptest! {

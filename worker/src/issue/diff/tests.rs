@@ -9,7 +9,7 @@ use crate::issue::{
 /// Short form of an event: `action [assignees] state second #body`. An assignee is a login, or a
 /// login and an id: `bot:7`. Second `-` is unknown. The text after `#` stands for the digest, by
 /// default the whole short form.
-fn event(short: &str) -> IssueEvent {
+pub(super) fn event(short: &str) -> IssueEvent {
     let (short, body) = short.split_once(" #").unwrap_or((short, short));
     let (action, rest) = short.split_once(" [").expect(short);
     let (logins, rest) = rest.split_once("] ").expect(short);
@@ -34,7 +34,7 @@ fn user(short: &str) -> User {
 }
 
 /// The changes in short form: `?` is in doubt, `*` is first seen.
-fn short(changes: &[Decided]) -> String {
+pub(super) fn short(changes: &[Decided]) -> String {
     let example = event::example();
     let short = changes.iter().map(|decided| {
         let doubt = if decided.in_doubt { "?" } else { "" };
@@ -50,7 +50,9 @@ fn story(events: &[&str]) -> Vec<String> {
     events
         .iter()
         .map(|text| match judge(known.as_ref(), &event(text)) {
-            Judgement::Stale => "stale".into(),
+            Judgement::Stale { asks: true } => "stale".into(),
+            Judgement::Stale { asks: false } => "over".into(),
+            Judgement::Outrun => "outrun".into(),
             Judgement::NothingNew => "nothing new".into(),
             Judgement::New { changes, next } => {
                 let doubt = if next.in_doubt { " (in doubt)" } else { "" };
@@ -124,7 +126,8 @@ fn older_is_stale_and_the_same_body_is_nothing_new_whatever_came_between() {
         ("opened [] open 4", "stale"),
         ("assigned [bot] open 5", "nothing new"),
         ("closed [bot] closed 6", "closed"),
-        ("assigned [bot] open 5", "stale"),
+        ("assigned [bot] open 5", "nothing new"),
+        ("edited [bot] open 5", "stale"),
     ]);
 }
 
@@ -186,7 +189,7 @@ fn the_recorded_deliveries_out_of_order_end_in_doubt() {
         ("closed [bot] closed 33", "closed*, assigned +bot*"),
         ("reopened [bot] open 34", "reopened"),
         ("reopened [bot] open 33", "stale"),
-        ("closed [bot] closed 33", "stale"),
+        ("closed [bot] closed 33", "nothing new"),
         ("reopened [bot] open 34", "nothing new"),
         ("closed [bot] closed 34", "closed? (in doubt)"),
     ]);
@@ -243,9 +246,9 @@ fn a_deletion_ends_the_work_and_whatever_comes_later_is_stale() {
         // A deletion does not touch `updated_at`. Its payload may be older than the last event.
         ("deleted [bot] open 4", "unassigned -bot -tom, deleted"),
         ("deleted [bot] open 4", "nothing new"),
-        ("deleted [bot] open 4 #other", "stale"),
-        ("assigned [bot] open 9", "stale"),
-        ("assigned [bot] open -", "stale"),
+        ("deleted [bot] open 4 #other", "over"),
+        ("assigned [bot] open 9", "over"),
+        ("assigned [bot] open -", "over"),
     ]);
     check(&[("deleted [bot] closed 5", "unassigned -bot*, deleted*")]);
     check(&[("deleted [] open -", "deleted*")]);
