@@ -10,27 +10,32 @@ use clap::{
     CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 use ingest::{Ingest, settings::IngestArgs};
+use reactor::{Reactor, process, settings::ReactorArgs};
 use service::{
     operator::OperatorArgs,
     role::{self, CommonArgs, CommonSettings, Role},
     settings::{Problems, SettingsError, Shown},
 };
-use worker::{Worker, settings::WorkerArgs};
 
 use crate::{
     CRATES,
     commands::{
         create_streams::{self, CreateStreamsArgs},
         dead_letters::{self, DeadLettersArgs},
+        doctor::{self, DoctorArgs},
         health, output,
+        register::{self, RegisterArgs},
         schema::{self, Subject},
         send::{self, SendArgs},
+        sync::{self, SyncArgs},
         tail::{self, TailArgs},
     },
     local::{
         nats_server::launch::{self, LaunchArgs},
         up::{self, UpArgs},
     },
+    page,
+    worker_side::WorkerSideArgs,
 };
 
 /// Gitea's issue webhooks, kept and turned into typed events and changes
@@ -52,20 +57,32 @@ enum Command {
     /// Receive Gitea's issue webhooks, keep each durably, publish typed events
     Ingest(Box<Settings<IngestArgs>>),
     /// Compare events with what was known and publish the changes
-    Worker(Box<Settings<WorkerArgs>>),
+    Worker(Box<Settings<WorkerSideArgs>>),
+    /// Run a command or call an address while an issue is open and assigned, as rules say
+    ///
+    /// SIGHUP has it read the rules again.
+    React(Box<Settings<ReactorArgs>>),
     /// Sign a realistic delivery and send it to ingest
     Send(Box<SendArgs>),
+    /// Compare issues with Gitea at once, and tell what differs
+    ///
+    /// Exit code 3: something differs.
+    Sync(Box<SyncArgs>),
     /// Show changes as they happen
     Tail(Box<TailArgs>),
     /// List, show and redrive events that could not be handled
     DeadLetters(Box<DeadLettersArgs>),
+    /// Make the webhooks in Gitea, or put them right
+    Register(Box<RegisterArgs>),
     /// Create streams, bucket and consumers, for a broker where roles may create nothing
     CreateStreams(Box<CreateStreamsArgs>),
+    /// Check the whole chain from Gitea to a change, with the remedy for what is wrong
+    Doctor(Box<DoctorArgs>),
     /// Ask the role on this machine for its health, for container health checks
     Health(OperatorArgs),
-    /// Print the JSON Schema of an event or a change
+    /// Print the JSON Schema of an event or a change, or the AsyncAPI document of all messages
     Schema {
-        /// Which of the two
+        /// Which of them
         #[arg(value_enum)]
         subject: Subject,
     },
@@ -109,6 +126,9 @@ impl<T: clap::Args> Settings<T> {
 /// main thread: see [`NatsServer::start`](crate::nats_server::NatsServer::start).
 pub fn main() -> ExitCode {
     service::private::restrict_new_files();
+    if let Some(code) = process::supervise(std::env::args_os()) {
+        return code;
+    }
     main_from(std::env::args_os())
 }
 
@@ -136,10 +156,20 @@ pub fn main_from(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Up(args) => up::main(&args),
         Command::Ingest(args) => run_ingest(&args),
         Command::Worker(args) => run_worker(&args),
+        Command::React(args) => run_reactor(&args),
         Command::Send(args) => block_on(send::main(&args)),
+        Command::Sync(args) => match block_on(sync::main(&args)) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Tail(args) => block_on(tail::main(&args)),
         Command::DeadLetters(args) => block_on(dead_letters::main(&args)),
+        Command::Register(args) => block_on(register::main(&args)),
         Command::CreateStreams(args) => block_on(create_streams::main(&args)),
+        Command::Doctor(args) => {
+            let here = doctor::look_here(&args);
+            block_on(doctor::main(&args, here))
+        }
         Command::Health(args) => health::main(&args),
         Command::Schema { subject } => schema::main(subject),
     })
@@ -215,17 +245,44 @@ fn run_ingest(args: &Settings<IngestArgs>) -> Result<()> {
     }
     let start =
         async |host: &_| Ok(vec![Box::new(Ingest::start(&settings, host).await?) as Box<dyn Role>]);
-    role::run("ingest", CRATES, &common, start, async |_, _| Ok(()))
+    let pages = |peers: &_, common: &_| page::router(peers, common, None);
+    role::run("ingest", CRATES, &common, start, pages, async |_, _| Ok(()))
 }
 
-fn run_worker(args: &Settings<WorkerArgs>) -> Result<()> {
-    let (common, settings) = args.check(WorkerArgs::settings)?;
+fn run_worker(args: &Settings<WorkerSideArgs>) -> Result<()> {
+    let (common, settings) = args.check(WorkerSideArgs::settings)?;
     if args.check {
-        return args.print(WorkerArgs::shown);
+        return args.print(WorkerSideArgs::shown);
     }
-    let start =
-        async |host: &_| Ok(vec![Box::new(Worker::start(&settings, host).await?) as Box<dyn Role>]);
-    role::run("worker", CRATES, &common, start, async |_, _| Ok(()))
+    let start = async |host: &_| {
+        let mut roles: Vec<Box<dyn Role>> = Vec::new();
+        settings.start(host, &mut roles).await?;
+        Ok(roles)
+    };
+    let pages = |peers: &_, common: &_| page::router(peers, common, Some(&settings.sync.access));
+    role::run("worker", CRATES, &common, start, pages, async |_, _| Ok(()))
+}
+
+fn run_reactor(args: &Settings<ReactorArgs>) -> Result<()> {
+    let check =
+        |own: &ReactorArgs, common, problems: &mut _| own.settings(common, environment(), problems);
+    let (common, settings) = args.check(check)?;
+    if args.check {
+        return args.print(ReactorArgs::shown);
+    }
+    let start = async |host: &_| {
+        let reactor = Reactor::start(&settings, host, true).await?;
+        Ok(vec![Box::new(reactor) as Box<dyn Role>])
+    };
+    let pages = |peers: &_, common: &_| page::router(peers, common, None);
+    role::run("reactor", CRATES, &common, start, pages, async |_, _| Ok(()))
+}
+
+/// The environment of this process, of which runs get what their rules list.
+pub(crate) fn environment() -> Vec<(String, String)> {
+    let all = std::env::vars_os();
+    all.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 /// `dead-letters` takes its flags after `show` and `redrive` too.
@@ -235,7 +292,7 @@ fn command() -> clap::Command {
 }
 
 /// Runs a command on this thread alone.
-fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(command);
     // The runtime must not wait for a DNS look-up that hangs.
@@ -286,6 +343,8 @@ mod tests {
             (&["dead-letters", "list", "--nats-password", "s"], Some("set NATS_PASSWORD or")),
             (&["ingest", "--gitea-webhook-secret-file", "s@b", "--nats-url", "nats://h"], None),
             (&["tail", "--nats-url", "u:p@h"], Some("--nats-url holds a login")),
+            (&["register", "--user", "--gitea-token", "s"], Some("set GITEA_TOKEN or")),
+            (&["register", "--user", "--url", "http://u:p@h"], Some("--url holds a login")),
         ] {
             let args = [&["coordinator"], args].concat();
             let matches = command().try_get_matches_from(args).expect("good arguments");
@@ -320,11 +379,14 @@ mod tests {
             &["ingest"],
             &["send", "assigned"],
             &["tail"],
+            &["sync", "--dry-run"],
             &["dead-letters"],
             &["dead-letters", "list"],
             &["dead-letters", "show", "3"],
             &["dead-letters", "redrive", "--all"],
             &["create-streams"],
+            &["register", "--user"],
+            &["doctor"],
         ] {
             let cli = parse(&[args, &["--data-dir", "/d"]].concat());
             let command = format!("{:?}", cli.command);

@@ -3,5 +3,5 @@
 mod banner;
 pub(crate) mod data_dir;
 pub mod nats_server;
-mod settings;
+pub(crate) mod settings;
 pub(crate) mod up;

@@ -41,6 +41,11 @@ pub(crate) struct BrokerArgs {
 }
 
 impl BrokerArgs {
+    /// The data directory of the Coordinator on this machine.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.data_dir.path()
+    }
+
     /// Checks the settings and connects.
     pub(crate) async fn connect(&self, name: &str) -> Result<(Broker, Session)> {
         let mut problems = Problems::default();
@@ -63,23 +68,30 @@ impl BrokerArgs {
     /// # Errors
     /// If what the data directory says cannot be read.
     pub(crate) fn settings(&self, problems: &mut Problems) -> Result<BrokerSettings> {
-        let mut settings = self.settings.clone();
-        let data_dir = self.data_dir.path();
-        if !settings.names_a_server()
-            && let Some(instance) = Instance::read(data_dir)?
-        {
-            settings.nats_url = Some(instance.nats_url);
-            // Where nothing runs any more, somebody else may listen.
-            if let Some(login) = instance.nats_login
-                && !settings.names_a_user()
-                && Instance::is_running(data_dir)?
-            {
-                settings.nats_user = Some(login.user);
-                settings.nats_password_file = Some(login.password_file.display().to_string());
-            }
-        }
+        let settings = or_those_of_instance(self.settings.clone(), self.data_dir.path())?;
         Ok(settings.settings(problems))
     }
+}
+
+/// The settings, or where they name no server those of the Coordinator of a data directory.
+///
+/// # Errors
+/// If what the data directory says cannot be read.
+pub(crate) fn or_those_of_instance(mut settings: Settings, data_dir: &Path) -> Result<Settings> {
+    if !settings.names_a_server()
+        && let Some(instance) = Instance::read(data_dir)?
+    {
+        settings.nats_url = Some(instance.nats_url);
+        // Where nothing runs any more, somebody else may listen.
+        if let Some(login) = instance.nats_login
+            && !settings.names_a_user()
+            && Instance::is_running(data_dir)?
+        {
+            settings.nats_user = Some(login.user);
+            settings.nats_password_file = Some(login.password_file.display().to_string());
+        }
+    }
+    Ok(settings)
 }
 
 #[cfg(test)]
@@ -127,6 +139,7 @@ mod tests {
             nats_url: "nats://127.0.0.1:14222".into(),
             nats_login: None,
             secret_file: None,
+            gitea_url: None,
             pid: 1,
         };
         instance.write(dir.path()).await.expect("write");
@@ -146,6 +159,7 @@ mod tests {
             nats_url: "nats://127.0.0.1:14222".into(),
             nats_login: Some(NatsLogin { user: "local".into(), password_file }),
             secret_file: None,
+            gitea_url: None,
             pid: 1,
         };
         instance.write(dir.path()).await.expect("write");

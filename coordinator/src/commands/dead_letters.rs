@@ -5,16 +5,15 @@ use async_nats::jetstream::{
     message::StreamMessage,
     stream::{RawMessageErrorKind, Stream},
 };
-use contract::{
-    dead_letter::{self, RedriveError},
-    envelope::Headers,
-    names,
-    partitions::Partitions,
-    timestamp::Timestamp,
-};
+use contract::{dead_letter, envelope::Headers, names, timestamp::Timestamp};
 use serde_json::{Map, Value, json};
 use service::{
-    broker::{Session, message::headers, repartition::Stored, streams::is_missing},
+    broker::{
+        Session,
+        dead_letters::{self, DeadLetterError},
+        message::headers,
+        streams::is_missing,
+    },
     printable,
 };
 
@@ -65,7 +64,7 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
     match args.command.as_ref().unwrap_or(&Command::List) {
         Command::List => print_list(&list(stream.as_ref()).await?, args.json),
         Command::Show { sequence } => {
-            let message = message(stream.as_ref(), *sequence).await?;
+            let message = message(&session, stream.as_ref(), *sequence).await?;
             if args.json {
                 output::json_line(&full_json(&message))?;
             } else {
@@ -84,7 +83,7 @@ pub(crate) async fn main(args: &DeadLettersArgs) -> Result<()> {
                 let redriven = redrive(&session, stream.as_ref(), letter.sequence, args.json).await;
                 // One that is refused leaves the others.
                 match redriven {
-                    Err(error) if error.is::<RedriveError>() => {
+                    Err(error) if is_refused(&error) => {
                         output::error_line(&format!("{error:#}"));
                         refused += 1;
                     }
@@ -108,6 +107,8 @@ struct Letter {
     sequence: u64,
     time: Timestamp,
     subject: String,
+    /// Its sequence in the stream of events.
+    event_sequence: String,
     error: String,
     attempts: String,
     message_id: String,
@@ -122,6 +123,7 @@ impl Letter {
             time: timestamp(message.time.unix_timestamp_nanos()),
             subject: header(dead_letter::ORIGINAL_SUBJECT)
                 .unwrap_or_else(|| message.subject.to_string()),
+            event_sequence: header(dead_letter::SEQUENCE).unwrap_or_default(),
             error: header(dead_letter::ERROR).unwrap_or_default(),
             attempts: header(dead_letter::ATTEMPTS).unwrap_or_default(),
             message_id: header(dead_letter::ORIGINAL_MESSAGE_ID).unwrap_or_default(),
@@ -130,10 +132,11 @@ impl Letter {
 
     fn line(&self) -> String {
         format!(
-            "{}  {}  {}  after {} attempts: {}",
+            "{}  {}  {}  message {}  after {} attempts: {}",
             self.sequence,
             output::time(self.time),
             self.subject,
+            self.event_sequence,
             self.attempts,
             self.error
         )
@@ -144,6 +147,7 @@ impl Letter {
             ("sequence", json!(self.sequence)),
             ("time", json!(self.time)),
             ("subject", json!(self.subject)),
+            ("event_sequence", json!(self.event_sequence.parse::<u64>().ok())),
             ("error", json!(self.error)),
             ("attempts", json!(self.attempts.parse::<u64>().ok())),
             ("message_id", json!(self.message_id)),
@@ -185,15 +189,15 @@ fn print_list(letters: &[Letter], json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn message(stream: Option<&Stream>, sequence: u64) -> Result<StreamMessage> {
-    let Some(stream) = stream else { bail!("there is no dead letter {sequence}") };
-    match stream.get_raw_message(sequence).await {
-        Ok(message) => Ok(message),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
-            bail!("there is no dead letter {sequence}")
-        }
-        Err(error) => Err(error).with_context(|| format!("read dead letter {sequence}")),
+async fn message(
+    session: &Session,
+    stream: Option<&Stream>,
+    sequence: u64,
+) -> Result<StreamMessage, DeadLetterError> {
+    if stream.is_none() {
+        return Err(DeadLetterError::NotThere(sequence));
     }
+    dead_letters::message(session, sequence).await
 }
 
 fn full_json(message: &StreamMessage) -> Value {
@@ -233,43 +237,25 @@ async fn redrive(
     sequence: u64,
     json: bool,
 ) -> Result<()> {
-    let dead = message(stream, sequence).await?;
-    let envelope = dead_letter::redrive(
-        &headers(Some(&dead.headers)),
-        dead.payload.to_vec(),
-        sequence,
-        partitions(session).await?,
-    )
-    .with_context(|| format!("dead letter {sequence} is not published again"))?;
-    let subject = envelope.subject.clone();
-    let ack = session
-        .publish(envelope, names::EVENTS)
+    let Some(stream) = stream else { return Err(DeadLetterError::NotThere(sequence).into()) };
+    let redriven = dead_letters::redrive(session, sequence).await?;
+    stream
+        .delete_message(sequence)
         .await
-        .with_context(|| format!("publish dead letter {sequence} on {subject}"))?;
-    if let Some(stream) = stream {
-        stream
-            .delete_message(sequence)
-            .await
-            .with_context(|| format!("remove dead letter {sequence}, which was published again"))?;
-    }
+        .with_context(|| format!("remove dead letter {sequence}, which was published again"))?;
+    let (subject, stored_as) = (redriven.subject, redriven.sequence);
     if json {
-        let redriven =
-            json!({ "redriven": sequence, "subject": subject, "sequence": ack.sequence });
+        let redriven = json!({ "redriven": sequence, "subject": subject, "sequence": stored_as });
         output::json_line(&redriven)?;
     } else {
-        output::line(&format!("redriven {sequence} to {subject} as {}", ack.sequence))?;
+        output::line(&format!("redriven {sequence} to {subject} as {stored_as}"))?;
     }
     Ok(())
 }
 
-/// The number of partitions of the stream of events.
-async fn partitions(session: &Session) -> Result<Partitions> {
-    let events = session.jetstream.get_stream(names::EVENTS).await;
-    let stored = Stored::of(&events.context("look up the stream of events")?.cached_info().config);
-    if stored.next.is_some() {
-        bail!("the stream of events has {stored}; redrive once that is done");
-    }
-    Ok(stored.partitions)
+/// Whether a dead letter is no event's message.
+fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(DeadLetterError::Refused(..)))
 }
 
 fn timestamp(unix_nanos: i128) -> Timestamp {
@@ -311,11 +297,11 @@ mod tests {
         let line = Letter::of(&dead()).line();
         assert_eq!(
             line,
-            "7  1970-01-01T00:00:00Z  gitea.issues.closed.a.w.1.9  after 3 attempts: decode: not JSON"
+            "7  1970-01-01T00:00:00Z  gitea.issues.closed.a.w.1.9  message 42  after 3 attempts: decode: not JSON"
         );
         let json = full_json(&dead());
         assert_eq!(json["payload"]["a"], 1);
-        assert_eq!(json["attempts"], 3);
+        assert_eq!((&json["attempts"], &json["event_sequence"]), (&json!(3), &json!(42)));
         assert_eq!(json["message_id"], "d-1");
         assert_eq!(json["headers"]["Coordinator-Sequence"], "42");
         let text = full(&dead());
@@ -325,7 +311,5 @@ mod tests {
     #[tokio::test]
     async fn without_a_stream_there_are_none() {
         assert_eq!(list(None).await.expect("none"), []);
-        let error = message(None, 3).await.expect_err("none");
-        assert_eq!(error.to_string(), "there is no dead letter 3");
     }
 }

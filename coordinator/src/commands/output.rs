@@ -4,12 +4,45 @@ use std::io::{self, Write};
 
 use contract::timestamp::Timestamp;
 use serde_json::Value;
-use service::printable;
+use service::{
+    printable,
+    terminal::{Color, Colors, WIDTH, cut, width},
+};
 
 /// Prints a line, harmless for a terminal. Unlike `println!`, which panics, this returns a closed
 /// pipe as an error.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     write(&printable::line(text))
+}
+
+/// Prints the parts of a line with a space between, harmless for a terminal and no wider than one.
+/// `last` always stays; of the others what is too much is cut.
+pub(crate) fn fitted_line(parts: &[Part<'_>], last: Part<'_>, colors: Colors) -> io::Result<()> {
+    write(&fitted(parts, last, colors))
+}
+
+/// A part of a line, and its color.
+pub(crate) type Part<'a> = (Option<Color>, &'a str);
+
+fn fitted(parts: &[Part<'_>], last: Part<'_>, colors: Colors) -> String {
+    let (last_color, last) = (last.0, printable::line(last.1));
+    let mut room = WIDTH.saturating_sub(width(&last));
+    let mut line = String::new();
+    let painted = |color: Option<Color>, text: &str| match color {
+        Some(color) => colors.paint(color, text).into_owned(),
+        None => text.to_owned(),
+    };
+    for (color, text) in parts.iter().filter(|(_, text)| !text.is_empty()) {
+        let text = printable::line(text);
+        let kept = cut(&text, room.saturating_sub(1));
+        if kept.is_empty() {
+            break;
+        }
+        room -= width(&kept) + 1;
+        line.push_str(&painted(*color, &kept));
+        line.push(' ');
+    }
+    line + &painted(last_color, &last)
 }
 
 /// Prints several lines, harmless for a terminal.
@@ -49,6 +82,11 @@ pub(crate) fn json(payload: &[u8]) -> Value {
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(payload).into_owned()))
 }
 
+/// An instant for people, to the second.
+pub(crate) fn short_time(time: Timestamp) -> String {
+    Timestamp::from_unix_micros(time.unix_micros().div_euclid(1_000_000) * 1_000_000).to_string()
+}
+
 /// An instant for people, cut to milliseconds.
 pub(crate) fn time(time: Timestamp) -> String {
     Timestamp::from_unix_micros(time.unix_micros() / 1_000 * 1_000).to_string()
@@ -66,6 +104,19 @@ mod tests {
         ] {
             assert_eq!(json(payload).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn a_line_is_as_wide_as_a_terminal_and_only_we_color_it() {
+        let long = "漢".repeat(100);
+        let parts = [(None, "closed"), (Some(Color::Red), ""), (None, &long), (None, "more")];
+        let line = fitted(&parts, (None, "b60f8ed3"), Colors::NONE);
+        assert!((WIDTH - 1..=WIDTH).contains(&width(&line)), "{line}");
+        assert!(line.starts_with("closed 漢") && line.ends_with("漢… b60f8ed3"), "{line}");
+        let parts = [(Some(Color::Red), "a\u{1b}[2J\n")];
+        let line = fitted(&parts, (Some(Color::Dim), "b\u{202e}"), Colors::new(true, None));
+        let expected = "\u{1b}[31ma\\u{1b}[2J\\n\u{1b}[0m \u{1b}[2mb\\u{202e}\u{1b}[0m";
+        assert_eq!(line, expected);
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! `coordinator send`: a signed delivery to a running ingest.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use contract::{event::State, timestamp::Timestamp};
 use serde_json::{Value, json};
-use service::{
-    secret::Secret,
-    settings::{Problems, is_loopback, path, secret},
-};
+use service::{secret::Secret, settings::is_loopback};
 use uuid::Uuid;
 
-use super::{connect::DataDirArg, output};
+use super::{
+    connect::DataDirArg,
+    output,
+    webhook_secret::{self, WebhookSecretArgs},
+};
 use crate::{
     delivery::{ContentType, Delivery, IssueEvent, TEMPLATE_TITLE, id_of},
-    local::data_dir::{Instance, secret_file},
+    local::data_dir::Instance,
 };
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8000/webhook/gitea";
@@ -26,7 +27,7 @@ pub(crate) struct SendArgs {
     #[arg(value_enum)]
     action: Action,
     /// Send this file as it is, instead of a generated payload
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["repo", "number", "assignee", "title", "sender"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["repo", "number", "assignee", "title", "sender", "updated_at"])]
     file: Option<PathBuf>,
     /// Repository
     #[arg(long, value_name = "OWNER/NAME", default_value = "acme/widgets", value_parser = owner_and_name)]
@@ -47,6 +48,11 @@ pub(crate) struct SendArgs {
     /// Who did it
     #[arg(long, value_name = "LOGIN", default_value = "maria")]
     sender: String,
+    /// When it happened, to the second [default: the next second, which is waited for]
+    ///
+    /// Of two events of an issue within the same second nobody can say which is the newer one.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    updated_at: Option<Timestamp>,
     /// URL of the webhook [default: that of the Coordinator on this machine]
     #[arg(long)]
     url: Option<String>,
@@ -66,15 +72,7 @@ pub(crate) struct SendArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    secret: SecretArgs,
-}
-
-service::settings! {
-    /// The secret, from the settings that ingest takes.
-    pub struct SecretArgs => SecretTexts {
-        gitea_webhook_secret: Option<Secret> = "GITEA_WEBHOOK_SECRET", secret, "Secret of the webhook in Gitea";
-        gitea_webhook_secret_file: Option<PathBuf> = "GITEA_WEBHOOK_SECRET_FILE", path, "File that holds the secret; or the secret in GITEA_WEBHOOK_SECRET";
-    }
+    secret: WebhookSecretArgs,
 }
 
 /// The actions that can be sent.
@@ -131,31 +129,10 @@ pub(crate) async fn main(args: &SendArgs) -> Result<()> {
 
 impl SendArgs {
     fn secret(&self, instance: Option<&Instance>) -> Result<Secret> {
-        let mut problems = Problems::default();
-        let name = "GITEA_WEBHOOK_SECRET";
-        let of_file = |file: PathBuf| Some(file.to_string_lossy().into_owned());
-        let secret = match &self.secret_file {
-            Some(file) => problems.secret(name, &None, &of_file(file.clone())),
-            None => {
-                let SecretArgs { gitea_webhook_secret, gitea_webhook_secret_file } = &self.secret;
-                problems.secret(name, gitea_webhook_secret, gitea_webhook_secret_file)
-            }
-        };
-        problems.finish(())?;
-        if let Some(secret) = secret {
-            return Ok(secret);
+        match &self.secret_file {
+            Some(file) => Ok(webhook_secret::of_file(file)?),
+            None => self.secret.read(self.data_dir.path(), instance),
         }
-        let file = instance
-            .and_then(|instance| instance.secret_file.clone())
-            .unwrap_or_else(|| secret_file(self.data_dir.path()));
-        let mut problems = Problems::default();
-        let secret = problems.secret(name, &None, &of_file(file.clone()));
-        secret.with_context(|| {
-            format!(
-                "no secret in {}; start Coordinator once with `cargo run`, or set --secret-file",
-                file.display()
-            )
-        })
     }
 
     async fn delivery(&self, secret: &Secret) -> Result<Delivery> {
@@ -163,14 +140,20 @@ impl SendArgs {
             Some(file) => {
                 tokio::fs::read(file).await.with_context(|| format!("read {}", file.display()))?
             }
-            None => self.event().payload()?,
+            None => {
+                let updated_at = match self.updated_at {
+                    Some(time) => time,
+                    None => next_second().await,
+                };
+                self.event(updated_at).payload()?
+            }
         };
         let id = self.delivery.unwrap_or_else(Uuid::new_v4);
         let content_type = if self.form { ContentType::Form } else { ContentType::Json };
         Ok(Delivery::sign(id, self.action.as_str(), &payload, content_type, secret))
     }
 
-    fn event(&self) -> IssueEvent {
+    fn event(&self, updated_at: Timestamp) -> IssueEvent {
         let (owner, repository) = self.repo.clone();
         let assignees = if self.assignee.is_empty() && self.action == Action::Assigned {
             vec!["bot".into()]
@@ -187,9 +170,29 @@ impl SendArgs {
             assignees,
             state: if self.action == Action::Closed { State::Closed } else { State::Open },
             sender: self.sender.clone(),
-            updated_at: Timestamp::now(),
+            updated_at,
         }
     }
+}
+
+/// The second that begins next, once it has begun. So commands that follow each other have a second
+/// each, whoever sends them.
+async fn next_second() -> Timestamp {
+    const SECOND: i64 = 1_000_000;
+    let next = (Timestamp::now().unix_micros() / SECOND + 1) * SECOND;
+    loop {
+        let left = next - Timestamp::now().unix_micros();
+        // A clock that is set back must not make it wait for longer.
+        let Some(left) = u64::try_from(left).ok().filter(|left| (1..=1_000_000).contains(left))
+        else {
+            return Timestamp::from_unix_micros(next);
+        };
+        tokio::time::sleep(Duration::from_micros(left)).await;
+    }
+}
+
+fn time(text: &str) -> Result<Timestamp, &'static str> {
+    Timestamp::parse(text).map_err(|_| "not a time such as 2026-11-23T23:45:00Z")
 }
 
 pub(crate) fn owner_and_name(text: &str) -> Result<(String, String), &'static str> {
@@ -280,7 +283,7 @@ mod tests {
             (&["closed", "--assignee", "tom"], &["tom"], State::Closed, 1),
             (&["reopened", "--repo", "acme/docs"], &[], State::Open, id_of("acme/docs")),
         ] {
-            let event = args(flags).expect("good arguments").event();
+            let event = args(flags).expect("good arguments").event(Timestamp::now());
             assert_eq!(event.action, flags[0]);
             assert_eq!(
                 (&event.assignees[..], event.state),

@@ -1,6 +1,9 @@
 //! `coordinator tail`: changes, or events, as they happen.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use async_nats::jetstream::{
@@ -17,12 +20,13 @@ use contract::{
     event::IssueEvent,
     names::{CHANGES, CHANGES_PREFIX, EVENTS, EVENTS_PREFIX},
     subject::escape,
-    timestamp::Timestamp,
 };
 use futures::StreamExt;
 use service::{
     broker::{Broker, Session, streams::is_missing},
+    printable,
     role::signal_received,
+    terminal::{Color, Colors, WIDTH, cut, issue_ref, short_id},
 };
 use tokio::time::sleep;
 
@@ -32,6 +36,9 @@ use super::{connect::BrokerArgs, output, send::owner_and_name};
 const STREAM_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Wait before reading again: without it the client spins on a broker that is just coming back.
 const RESUME_DELAY: Duration = Duration::from_millis(500);
+
+/// The most columns for what happened, so that there is room for whether it is in doubt.
+const MAX_WHAT: usize = 60;
 
 /// What to show.
 #[derive(clap::Args, Clone, Debug)]
@@ -57,6 +64,9 @@ pub(crate) struct TailArgs {
     /// Begin with the oldest that is kept
     #[arg(long, conflicts_with = "since")]
     all: bool,
+    /// Anything here means no colors on a terminal
+    #[arg(long, env = "NO_COLOR", value_name = "VALUE", hide_env_values = true)]
+    no_color: Option<String>,
     #[command(flatten)]
     broker: BrokerArgs,
 }
@@ -176,13 +186,21 @@ impl TailArgs {
             return output::json_line(&output::json(&message.payload));
         }
         let line = if self.events {
-            read_event(&message.payload).map(|event| event_line(&event))
+            read_event(&message.payload).map(|event| Line::of_event(&event))
         } else {
-            read_change(&message.payload).map(|change| change_line(&change))
+            read_change(&message.payload).map(|change| Line::of_change(&change))
         };
-        output::line(
-            &line.unwrap_or_else(|error| format!("{}  cannot be read: {error}", message.subject)),
-        )
+        match line {
+            Ok(line) => line.print(self.colors()),
+            Err(error) => {
+                let text = format!("{} cannot be read: {error}", message.subject);
+                output::line(&cut(&printable::line(&text), WIDTH))
+            }
+        }
+    }
+
+    fn colors(&self) -> Colors {
+        Colors::new(io::stdout().is_terminal(), self.no_color.as_deref())
     }
 }
 
@@ -216,39 +234,65 @@ async fn stream(js: &jetstream::Context, name: &str) -> Result<(Stream, bool)> {
     }
 }
 
-fn change_line(change: &Change) -> String {
-    let mut flags = String::new();
-    if change.in_doubt {
-        flags.push_str("  in doubt");
-    }
-    if change.first_seen {
-        flags.push_str("  first seen");
-    }
-    format!(
-        "{}  {}#{}  {}  {:?}{flags}  {}",
-        output::time(change.cause.received_at),
-        change.repository.full_name(),
-        change.issue.number,
-        change.summary(),
-        change.issue.title,
-        change.cause.delivery_id,
-    )
+/// What a line shows of a change or an event.
+struct Line {
+    time: String,
+    issue: String,
+    what: String,
+    color: Color,
+    flags: String,
+    title: String,
+    delivery_id: String,
 }
 
-fn event_line(event: &IssueEvent) -> String {
-    let assignees = event.issue.assignee_logins();
-    let assignees = if assignees.is_empty() { "nobody".into() } else { assignees.join(" ") };
-    let updated_at = event.issue.updated_at.map_or_else(String::new, |t: Timestamp| t.to_string());
-    format!(
-        "{}  {}  {} by {}  {:?}, {assignees}  {:?}  updated {updated_at}  {}",
-        output::time(event.delivery.received_at),
-        event.issue_ref(),
-        event.action,
-        event.sender.login,
-        event.issue.state,
-        event.issue.title,
-        event.delivery.id,
-    )
+impl Line {
+    fn of_change(change: &Change) -> Self {
+        let flags: Vec<_> = [(change.in_doubt, "in doubt"), (change.first_seen, "first seen")]
+            .iter()
+            .filter_map(|(is_so, text)| is_so.then_some(*text))
+            .collect();
+        Self {
+            time: output::short_time(change.cause.received_at),
+            issue: format!("{}#{}", change.repository.full_name(), change.issue.number),
+            what: change.summary(),
+            color: match change.kind {
+                ChangeKind::Assigned | ChangeKind::Reopened => Color::Green,
+                ChangeKind::Closed | ChangeKind::Deleted => Color::Red,
+                _ => Color::Yellow,
+            },
+            flags: if flags.is_empty() { String::new() } else { format!("({})", flags.join(", ")) },
+            title: change.issue.title.clone(),
+            delivery_id: change.cause.delivery_id.clone(),
+        }
+    }
+
+    fn of_event(event: &IssueEvent) -> Self {
+        let assignees = event.issue.assignee_logins();
+        let assignees = if assignees.is_empty() { "nobody".into() } else { assignees.join(" ") };
+        let state = format!("{:?}", event.issue.state).to_lowercase();
+        Self {
+            time: output::short_time(event.delivery.received_at),
+            issue: event.issue_ref(),
+            what: format!("{} by {}", event.action, event.sender.login),
+            color: Color::Blue,
+            flags: format!("({state}, {assignees})"),
+            title: event.issue.title.clone(),
+            delivery_id: event.delivery.id.clone(),
+        }
+    }
+
+    /// Prints it. Texts from outside stay on this line, and a title in its quotes.
+    fn print(&self, colors: Colors) -> io::Result<()> {
+        let (issue, title) = (issue_ref(&self.issue), format!("{:?}", self.title));
+        let parts = [
+            (Some(Color::Dim), self.time.as_str()),
+            (Some(Color::Cyan), &issue),
+            (Some(self.color), &cut(&self.what, MAX_WHAT)),
+            (Some(Color::Yellow), &self.flags),
+            (None, &title),
+        ];
+        output::fitted_line(&parts, (Some(Color::Dim), short_id(&self.delivery_id)), colors)
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, &'static str> {
@@ -317,14 +361,12 @@ mod tests {
         let mut change = Change::from_event(ChangeKind::Assigned, &event);
         change.added = vec!["bot".into()];
         change.in_doubt = true;
-        let line = change_line(&change);
-        let (_, line) = line.split_once("  ").expect("a time");
+        let line = Line::of_change(&change);
         assert_eq!(
-            line,
-            r#"acme/widgets#1  assigned +bot  "a \u{1b}[31m title"  in doubt  b60f8ed3-6a1a-4e58-b31e-0b00968f94cb"#
+            (&*line.issue, &*line.what, &*line.flags, &*line.title),
+            ("acme/widgets#1", "assigned +bot", "(in doubt)", "a \u{1b}[31m title")
         );
-        let line = event_line(&event);
-        let (_, line) = line.split_once("  ").expect("a time");
-        assert!(line.starts_with("acme/widgets#1  assigned by maria  Open, bot  "), "{line}");
+        let line = Line::of_event(&event);
+        assert_eq!((&*line.what, &*line.flags), ("assigned by maria", "(open, bot)"));
     }
 }

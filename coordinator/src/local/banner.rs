@@ -89,6 +89,7 @@ impl fmt::Display for Banner<'_> {
         writeln!(f, "\nCoordinator runs.\n")?;
         writeln!(f, "  webhook   {}", self.instance.webhook_url)?;
         writeln!(f, "  secret    in {}", self.secret())?;
+        writeln!(f, "  page      {}/", self.instance.operator_url)?;
         writeln!(f, "  operator  {}/health, /metrics", self.instance.operator_url)?;
         write!(f, "  NATS      {}", self.instance.nats_url)?;
         if let Some(NatsLogin { user, password_file }) = &self.instance.nats_login {
@@ -127,6 +128,7 @@ mod tests {
             nats_url: "nats://127.0.0.1:4222".into(),
             nats_login: Some(NatsLogin { user: "local".into(), password_file: file.clone() }),
             secret_file: settings.secret_file.clone(),
+            gitea_url: None,
             pid: 1,
         };
         let banner =
@@ -134,6 +136,7 @@ mod tests {
         let data_dir = dir.path().display().to_string();
         for part in [
             "http://127.0.0.1:8000/webhook/gitea",
+            "page      http://127.0.0.1:8001/",
             "webhook-secret",
             "nats://127.0.0.1:4222",
             "http://localhost:4318",

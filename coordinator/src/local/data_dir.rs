@@ -24,7 +24,7 @@ const NATS_PASSWORD_FILE: &str = "nats-password";
 const INSTANCE_FILE: &str = "coordinator.json";
 const SECRET_BYTES: usize = 32;
 /// How the names of all that is in the directory begin.
-const FILES: [&str; 4] = ["coordinator.", "journal.", "nats", "webhook-secret"];
+pub(crate) const FILES: [&str; 4] = ["coordinator.", "journal.", "nats", "webhook-secret"];
 
 /// A data directory that is locked for this process as long as this value lives.
 #[derive(Debug)]
@@ -122,6 +122,9 @@ pub(crate) struct Instance {
     pub(crate) nats_login: Option<NatsLogin>,
     /// The webhook's secret, unless it was given in the environment.
     pub(crate) secret_file: Option<PathBuf>,
+    /// URL of Gitea.
+    #[serde(default)]
+    pub(crate) gitea_url: Option<String>,
     /// Process id of the Coordinator.
     pub(crate) pid: u32,
 }
@@ -230,6 +233,7 @@ mod tests {
             nats_url: "nats://127.0.0.1:4222".into(),
             nats_login: Some(NatsLogin { user: "local".into(), password_file: "/d/p".into() }),
             secret_file: None,
+            gitea_url: None,
             pid: 1,
         };
         instance.write(dir.path()).await.expect("write");

@@ -5,21 +5,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ingest::settings::{IngestArgs, IngestSettings};
+use reactor::settings::{ReactorArgs, ReactorSettings};
 use service::{
     broker::{BrokerSettings, Servers},
     role::CommonArgs,
     secret::Secret,
     settings::{Problems, SettingsError, port, text},
 };
-use worker::settings::{WorkerArgs, WorkerSettings};
 
 use super::{
     data_dir::{DEFAULT_DATA_DIR, NatsLogin},
     nats_server::Login,
 };
+use crate::{
+    cli::environment,
+    worker_side::{WorkerSide, WorkerSideArgs},
+};
 
 /// Gitea's own default.
-const DEFAULT_GITEA_URL: &str = "http://localhost:3000";
+pub(crate) const DEFAULT_GITEA_URL: &str = "http://localhost:3000";
 const DEFAULT_NATS_PORT: u16 = 4222;
 /// The one user of the nats-server that is started.
 const NATS_USER: &str = "local";
@@ -32,7 +36,9 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) ingest: IngestArgs,
     #[command(flatten)]
-    pub(crate) worker: WorkerArgs,
+    pub(crate) worker: WorkerSideArgs,
+    #[command(flatten)]
+    pub(crate) reactor: ReactorArgs,
     /// Port of the nats-server that is started when NATS_URL is not set; 0 for any [default: 4222]
     #[arg(long, env = "NATS_PORT", value_name = "PORT")]
     pub(crate) nats_port: Option<String>,
@@ -42,7 +48,9 @@ pub(crate) struct UpArgs {
 #[derive(Clone, Debug)]
 pub(crate) struct UpSettings {
     pub(crate) ingest: IngestSettings,
-    pub(crate) worker: WorkerSettings,
+    pub(crate) worker: WorkerSide,
+    /// None without a file of rules.
+    pub(crate) reactor: Option<ReactorSettings>,
     /// Port of the nats-server to start. None uses the configured NATS.
     pub(crate) own_nats_port: Option<u16>,
     pub(crate) data_dir: PathBuf,
@@ -71,6 +79,10 @@ impl UpArgs {
         let common = common.check(&mut problems);
         let config = UpSettings {
             worker: self.worker.settings(common.clone(), &mut problems),
+            reactor: self
+                .reactor
+                .has_rules()
+                .then(|| self.reactor.settings(common.clone(), environment(), &mut problems)),
             ingest: ingest.settings(common, &mut problems),
             own_nats_port,
             data_dir: text(&ingest.data_dir).unwrap_or(DEFAULT_DATA_DIR).into(),
@@ -121,7 +133,11 @@ impl UpSettings {
             ..BrokerSettings::default()
         };
         self.ingest.common.broker = broker.clone();
-        self.worker.common.broker = broker;
+        self.worker.worker.common.broker = broker.clone();
+        if let Some(reactor) = &mut self.reactor {
+            reactor.common.broker = broker.clone();
+        }
+        self.worker.sync.common.broker = broker;
         Ok(())
     }
 }
@@ -165,7 +181,7 @@ mod tests {
             args.common.own.gitea_url = gitea_url;
             let config = args.check().expect("defaults");
             assert_eq!(config.ingest.common.gitea_url, "http://localhost:3000");
-            assert_eq!(config.worker.common.gitea_url, "http://localhost:3000");
+            assert_eq!(config.worker.worker.common.gitea_url, "http://localhost:3000");
             assert_eq!(config.own_nats_port, Some(4222));
             assert_eq!(config.data_dir, Path::new("data"));
             assert!(!config.secret_is_given);
@@ -228,7 +244,7 @@ mod tests {
         let (login, told) = nats_login(file.clone()).expect("password");
         assert_eq!((told.user.as_str(), &told.password_file), ("local", &file));
         config.use_nats("nats://127.0.0.1:5", login).expect("url");
-        let broker = config.worker.common.broker;
+        let broker = config.worker.worker.common.broker;
         assert_eq!(broker.servers[0].port(), 5);
         assert_eq!(broker.user, Some(("local".into(), Secret::new("abc"))));
         std::fs::write(&file, "a\"b").expect("write");

@@ -1,11 +1,12 @@
-//! `coordinator up`: nats-server, ingest and worker on this machine, started
-//! and stopped together.
+//! `coordinator up`: nats-server, ingest and worker on this machine, and a runner where there are
+//! rules, started and stopped together.
 
 use std::{path::Path, sync::Mutex, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use futures::future::BoxFuture;
 use ingest::Ingest;
+use reactor::Reactor;
 use service::{
     operator::{HealthCheck, probe::reachable},
     role::{self, Host, Role},
@@ -13,7 +14,6 @@ use service::{
 };
 use tokio::time::timeout;
 use tracing::{error, info, warn};
-use worker::Worker;
 
 pub(crate) use super::settings::UpArgs;
 use super::{
@@ -22,7 +22,7 @@ use super::{
     nats_server::{self, Login, NatsServer, NatsServerOptions, find_or_fetch},
     settings::{UpSettings, nats_login},
 };
-use crate::CRATES;
+use crate::{CRATES, page};
 
 /// How long a start waits for nats-server to read its store. Ingest keeps
 /// deliveries without nats-server, so the start then goes on.
@@ -58,14 +58,17 @@ pub(crate) fn main(args: &UpArgs) -> Result<()> {
             }
         }
     };
-    let result = role::run("local", CRATES, &common, start, async |operator, format| {
+    let started = async |operator, format| {
         let instance = instance.lock().ok().and_then(|mut instance| instance.take());
         let mut instance = instance.context("nothing was started")?;
         instance.operator_url = format!("http://{}", reachable(operator));
         instance.write(data.path()).await?;
         Banner { instance: &instance, settings: &settings, data_dir: data.path() }.show(format);
         Ok(())
-    });
+    };
+    let access = &settings.worker.sync.access;
+    let pages = |peers: &_, common: &_| page::router(peers, common, Some(access));
+    let result = role::run("local", CRATES, &common, start, pages, started);
     result.and(Instance::remove(data.path()))
 }
 
@@ -86,16 +89,22 @@ async fn start_all(
         settings.use_nats(&url, login)?;
         nats_told = Some(told);
     }
+    host.use_broker(&settings.ingest.common.broker);
     let ingest = Ingest::start(&settings.ingest, host).await?;
     let webhook = ingest.address();
     roles.push(Box::new(ingest));
-    roles.push(Box::new(Worker::start(&settings.worker, host).await?));
+    settings.worker.start(host, roles).await?;
+    if let Some(reactor) = &settings.reactor {
+        // SIGHUP stops all of it, as when its terminal closes.
+        roles.push(Box::new(Reactor::start(reactor, host, false).await?));
+    }
     Ok(Instance {
         webhook_url: format!("http://{}/webhook/gitea", reachable(webhook)),
         operator_url: String::new(),
         nats_url: settings.ingest.common.broker.servers.to_string(),
         nats_login: nats_told,
         secret_file: settings.secret_file,
+        gitea_url: Some(settings.ingest.common.gitea_url.clone()),
         pid: std::process::id(),
     })
 }
@@ -112,7 +121,7 @@ impl Role for OwnNats {
         Box::pin(async {
             let log = self.0.log_file().display().to_string();
             match self.0.ended().await {
-                Ok(status) => error!(%status, log, "nats-server died"),
+                Ok(status) => error!(exit_status = %status, log, "nats-server died"),
                 Err(error) => error!(%error, log, "cannot wait for nats-server"),
             }
             Ended::Returned("nats-server")
