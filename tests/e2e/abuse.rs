@@ -46,13 +46,16 @@ const SPARE_DESCRIPTORS: usize = 4_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 const MIB: usize = 1024 * 1024;
 const LARGEST: usize = 16 * MIB;
-const MAX_MEMORY: u64 = 100_000_000;
+/// Bytes that abuse may take beyond what the process had before: all bodies in flight (32 MiB), some of
+/// them twice while they are parsed, and ten thousand connections. What it had before is its program,
+/// too, which grows with the product.
+const MAX_GROWTH: u64 = 80_000_000;
 /// Bytes that the allocator may keep after ten thousand connections are closed.
 const MEMORY_KEPT: u64 = 32_000_000;
 /// Threads that may remain: a thread for blocking work stays for ten seconds, for the next work.
 const RESTING_THREADS: usize = 2;
-/// Bytes by which memory may differ from time to time.
-const MEMORY_SPREAD: u64 = 8_000_000;
+/// Rounds of idle connections. A kilobyte kept of each would exceed [`MEMORY_KEPT`].
+const ROUNDS: usize = 4;
 /// Pace of the slow senders, and of each good sender.
 const SLOW: Duration = Duration::from_millis(200);
 const PACE: Duration = Duration::from_millis(20);
@@ -478,6 +481,19 @@ async fn all_accepted(ingest: &Process, count: usize) -> Usage {
     .await
 }
 
+/// Usage while so many connections are idle. They are gone at the end.
+async fn with_idle(ingest: &Process, address: SocketAddr, count: usize) -> Usage {
+    let before = Usage::of(ingest.pid()).descriptors;
+    let idle = idle(address, count).await;
+    let usage = all_accepted(ingest, idle.len()).await;
+    drop(idle);
+    wait::until("the connections to be closed", || async {
+        (Usage::of(ingest.pid()).descriptors <= before).then_some(())
+    })
+    .await;
+    usage
+}
+
 /// Each must be closed after its timeout, and not before.
 async fn closed(idle: Vec<(TcpStream, Instant)>) {
     wait::within("idle connections to be closed", async {
@@ -501,7 +517,9 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
 
     let (nats, data) = (Nats::start().await, temp_dir());
     let exe = Path::new(env!("CARGO_BIN_EXE_process-under-test"));
-    let ingest = ingest_with(exe, &nats, data.path(), &["--max-connections", "12000"]);
+    // The store of spans has a limit of its own, and would fill up in some runs only.
+    let flags = ["--max-connections", "12000", "--span-store-bytes", "4194304"];
+    let ingest = ingest_with(exe, &nats, data.path(), &flags);
     let address = ingest.address_in("ingest listens").await;
     let js = jetstream::new(nats.client().await);
 
@@ -537,22 +555,26 @@ async fn senders_that_do_their_worst_get_what_they_deserve_and_good_ones_their_2
     accepted.extend(good);
 
     let peak = Usage::of(ingest.pid()).peak_memory;
-    assert!(peak < MAX_MEMORY, "{peak} bytes");
-    wait::until("all that was taken to be given back", || async {
+    assert!(peak < before.memory + MAX_GROWTH, "{peak} bytes; before {before:?}");
+    let given_back = wait::try_until(|| async {
         let after = Usage::of(ingest.pid());
         let back = after.descriptors <= before.descriptors
             && after.threads <= before.threads + RESTING_THREADS
             && after.memory < before.memory + MEMORY_KEPT;
         back.then_some(())
-    })
-    .await;
+    });
+    if given_back.await.is_none() {
+        panic!("taken and not given back: before {before:?}, after {:?}", Usage::of(ingest.pid()));
+    }
 
-    // Memory that was kept is reused: as many connections again take no more than the first ones.
-    let after = Usage::of(ingest.pid());
-    let idle = self::idle(address, idle_count).await;
-    let again = all_accepted(&ingest, idle.len()).await;
-    drop(idle);
-    assert!(again.memory < after.memory + MEMORY_SPREAD, "{after:?} {again:?}");
+    // What a connection leaves behind would add up. A round may take more than the one before, since
+    // each thread has an arena of the allocator to itself and any of them may accept.
+    let first = with_idle(&ingest, address, idle_count).await;
+    let mut last = first;
+    for _ in 0..ROUNDS {
+        last = with_idle(&ingest, address, idle_count).await;
+    }
+    assert!(last.memory < first.memory + MEMORY_KEPT, "{first:?} {last:?}");
 
     // The largest body was accepted, too, and nothing else became an event.
     let operator = ingest.address_in("operator listens").await;
@@ -636,7 +658,8 @@ async fn silence_keeps_nobody_out() {
 
         let line = ingest.line_with("places run out").await;
         let line: Value = serde_json::from_str(&line).expect("a JSON log line");
-        assert_eq!((&line["address"], &line["reason"]), (&json!("127.0.0.1"), &json!(reason)));
+        let told = (&line["client.address"], &line["reason"]);
+        assert_eq!(told, (&json!("127.0.0.1"), &json!(reason)));
         let operator = ingest.address_in("operator listens").await;
         let shed = total(operator, "coordinator_connections_shed_total", reason).await;
         assert!(shed >= 100.0, "{shed}");

@@ -89,7 +89,7 @@ async fn a_partition_stays_with_one_worker_while_it_lives() {
     let (nats, data) = (Nats::start().await, temp_dir());
     let ingest = ingest(Path::new(EXE), &nats, data.path());
     let address = ingest.address_in("ingest listens").await;
-    let (mut first, second) = (worker(&nats, "2").await, worker(&nats, "2").await);
+    let (mut first, second) = (worker(&nats, "10").await, worker(&nats, "10").await);
     let js = jetstream::new(nats.client().await);
 
     // Both workers ask for the whole backlog at the same time.

@@ -22,6 +22,7 @@ use tests::{
     certificates::Certificates,
     check,
     gitea::{Issue, SECRET},
+    gitea_server::{GiteaServer, NewIssue},
     load::{Load, stories},
     nats::Nats,
     process::Process,
@@ -41,7 +42,7 @@ fn password(user: &str) -> String {
 /// Configuration of a server with the users that are deployed.
 pub(crate) fn users() -> String {
     let users = std::fs::read_to_string(USERS).expect("users.conf");
-    let passwords: String = ["admin", "ingest", "worker", "reader"]
+    let passwords: String = ["admin", "ingest", "worker", "reactor", "reader"]
         .map(|user| format!("{}_PASSWORD: \"{}\"\n", user.to_uppercase(), password(user)))
         .concat();
     passwords + &users
@@ -208,7 +209,7 @@ async fn with_least_privilege_everybody_can_do_their_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ingest_can_read_nothing_and_nobody_else_can_write_events() {
+async fn ingest_consumes_nothing_and_nobody_else_can_write_events() {
     let (nats, data) = (nats_with_roles().await, temp_dir());
     create_streams(&nats, &data).await;
     let event = "gitea.issues.closed.acme.r1.1.5";
@@ -218,17 +219,19 @@ async fn ingest_can_read_nothing_and_nobody_else_can_write_events() {
     ingest.subscribe("gitea.issues.>").await;
     ingest.publish("$JS.API.CONSUMER.CREATE.GITEA_ISSUES.mine").await;
     ingest.publish("$JS.API.CONSUMER.MSG.NEXT.GITEA_ISSUES.worker-00").await;
-    ingest.publish("$JS.API.STREAM.MSG.GET.GITEA_ISSUES").await;
+    ingest.publish("$JS.API.STREAM.MSG.GET.GITEA_QUESTIONS").await;
     ingest.publish("$JS.API.STREAM.DELETE.GITEA_ISSUES").await;
     ingest.publish("$KV.GITEA_ISSUE_STATE.1.1").await;
+    ingest.publish("gitea.questions.doubts.1.1").await;
     ingest.publish(change).await;
     let denied = [
         "gitea.issues.>",
         "$JS.API.CONSUMER.CREATE.GITEA_ISSUES.mine",
         "$JS.API.CONSUMER.MSG.NEXT.GITEA_ISSUES.worker-00",
-        "$JS.API.STREAM.MSG.GET.GITEA_ISSUES",
+        "$JS.API.STREAM.MSG.GET.GITEA_QUESTIONS",
         "$JS.API.STREAM.DELETE.GITEA_ISSUES",
         "$KV.GITEA_ISSUE_STATE.1.1",
+        "gitea.questions.doubts.1.1",
         change,
     ];
     ingest.is_denied(&denied).await;
@@ -280,6 +283,48 @@ async fn a_reader_can_neither_see_nor_settle_what_is_anothers() {
     reader.is_denied(&denied).await;
     assert_eq!(other.info().await.expect("info").num_ack_pending, 1, "somebody settled it");
     message.ack_with(AckKind::Ack).await.expect("ack");
+}
+
+/// A worker with a token that finds an issue of which no webhook told, and hears of a gap of ingest.
+async fn gitea_is_asked(nats: &Nats, data: &TempDir) {
+    create_streams(nats, data).await;
+    let gitea = GiteaServer::start().await;
+    gitea.add_user("ann");
+    let repository = gitea.add_repository("ann", "widgets");
+    let issue = NewIssue { title: "Missed", assignees: &["ann"], ..NewIssue::default() };
+    let number = gitea.create_issue(repository, "ann", &issue);
+    let token_file = data.path().join("gitea-token");
+    let token = gitea.add_token("worker", "ann", &["read:issue", "read:repository"]);
+    std::fs::write(&token_file, token).expect("write the token");
+
+    let url = gitea.url();
+    let more =
+        [("GITEA_URL", url.as_str()), ("GITEA_TOKEN_FILE", token_file.to_str().expect("UTF-8"))];
+    let worker = start_at(&nats.url(), "worker", &[], "worker", data, &more);
+    wait::until_equal("the change", 1, || messages(nats, names::CHANGES)).await;
+    wait::until_equal("no question", 0, || messages(nats, names::QUESTIONS)).await;
+
+    let ingest = Role::connect(nats, "ingest").await;
+    let told = ingest.js.publish("gitea.questions.gap", "".into()).await.expect("publish");
+    told.await.expect("an ack");
+    wait::until_equal("the gap to be heard", 0, || messages(nats, names::QUESTIONS)).await;
+    ingest.nothing_was_denied();
+
+    gitea.close(repository, number, "ann");
+    let mut command = start_at(&nats.url(), "sync", &[], "worker", data, &more);
+    assert_eq!(command.exited().await.code(), Some(3), "{}", command.output());
+    wait::until_equal("the second change", 2, || messages(nats, names::CHANGES)).await;
+    let output = worker.output();
+    assert!(output.contains("this worker asks Gitea now"), "{output}");
+    for output in [output, command.output()] {
+        assert!(!output.contains("NATS denies"), "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_a_token_has_every_right_that_it_needs() {
+    let (nats, data) = (nats_with_roles().await, temp_dir());
+    gitea_is_asked(&nats, &data).await;
 }
 
 /// Two workers that consume all partitions, with deliveries for them until they are settled.
@@ -342,6 +387,13 @@ async fn acks_of_the_second_form_reach_the_streams_account() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn acks_of_questions_in_the_second_form_reach_the_streams_account() {
+    let extra = "\nfeature_flags { js_ack_fc_v2: true }\n";
+    let (nats, data) = (Nats::start_secured(&(users() + extra), admin).await, temp_dir());
+    gitea_is_asked(&nats, &data).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_denial_is_logged_as_what_it_is() {
     let (nats, data) = (nats_with_roles().await, temp_dir());
     create_streams(&nats, &data).await;
@@ -352,10 +404,33 @@ async fn a_denial_is_logged_as_what_it_is() {
     let line = ingest.line_with("cannot publish").await;
     assert!(line.contains("NATS denies: Permissions Violation for Publish to"), "{line}");
     assert!(line.contains("$JS.API.STREAM.INFO.GITEA_ISSUES"), "{line}");
+    is_degraded_by(&ingest, "Permissions Violation").await;
 
     let worker = start("worker", &[], "ingest", &nats, &data);
     let line = worker.line_with("cannot consume").await;
     assert!(line.contains("NATS denies: Permissions Violation for Publish to"), "{line}");
+    is_degraded_by(&worker, "Permissions Violation").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_refuses_our_user_is_named_by_the_health() {
+    let (nats, data) = (nats_with_roles().await, temp_dir());
+    for role in ["ingest", "worker"] {
+        let process = start(role, &[], "nobody", &nats, &data);
+        is_degraded_by(&process, "authorization violation").await;
+    }
+}
+
+/// Waits until the health of a role says `problem` of the broker.
+async fn is_degraded_by(process: &Process, problem: &str) {
+    let operator = process.address_in("operator listens").await;
+    let url = format!("http://{operator}/health");
+    wait::until("the health to say it", || async {
+        let health = reqwest::get(&url).await.ok()?.json::<serde_json::Value>().await.ok()?;
+        let said = health["broker_problem"].as_str()?.contains(problem);
+        (said && health["status"] == "degraded").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,9 +443,13 @@ async fn a_worker_that_may_not_set_the_policy_of_consumers_goes_on_without() {
     let worker = start("worker", &[], "worker", &nats, &data);
     a_delivery_becomes_a_change(&nats, &ingest).await;
     wait::until_equal("it to be settled", Some(0), || bus::lag(&admin)).await;
-    let told = |process: &Process| process.output().matches("refused to serve").count();
+    let told = |process: &Process| process.output().matches("workers have no priorities").count();
     assert_eq!(told(&worker), 1, "{}", worker.output());
     assert!(!worker.output().contains("cannot consume"), "{}", worker.output());
+    // What it goes on without is no problem.
+    let url = format!("http://{}/health", worker.address_in("operator listens").await);
+    let health = reqwest::get(url).await.expect("an answer").text().await.expect("a text");
+    assert!(health.contains(r#""status":"ok""#) && !health.contains("broker_problem"), "{health}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

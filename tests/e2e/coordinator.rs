@@ -19,6 +19,8 @@ use tests::{
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
 
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("its address").port()
@@ -135,6 +137,7 @@ async fn it_starts_without_a_setting_and_tells_where_everything_is() {
         String::new(),
         format!("  webhook   {}", at("webhook_url")),
         format!("  secret    in {}", secret_file.display()),
+        format!("  page      {}/", at("operator_url")),
         format!("  operator  {}/health, /metrics", at("operator_url")),
         format!(
             "  NATS      {}, user local, password in {}",
@@ -159,7 +162,7 @@ async fn it_starts_without_a_setting_and_tells_where_everything_is() {
         ),
         "Stop it with Ctrl-C.".to_owned(),
     ];
-    assert_eq!(banner.get(..12), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
+    assert_eq!(banner.get(..13), Some(&expected.each_ref().map(String::as_str)[..]), "{output}");
     assert!(at("webhook_url").ends_with("/webhook/gitea"), "{instance}");
 
     let (code, answer) = command(&data, &["send", "assigned"]).await;
@@ -188,6 +191,50 @@ async fn what_is_sent_is_shown_as_a_change() {
     }
 }
 
+/// The four commands of the README, one after the other and none waited for by a person.
+#[tokio::test]
+async fn what_the_readme_sends_leaves_no_doubt() {
+    let readme = std::fs::read_to_string(README).expect("README.md");
+    let (_, readme) = readme.split_once("### A first delivery").expect("its section");
+    let (section, _) = readme.split_once("\n### ").expect("another section");
+    let commands: Vec<_> =
+        section.lines().filter_map(|line| line.strip_prefix("cargo run -- send ")).collect();
+    assert_eq!(commands.len(), 4, "{commands:?}");
+    let (_dir, data) = data_dir();
+    let process = start(&data, &[], &[]);
+    runs(&process).await;
+    let mut last = String::new();
+    for command in commands {
+        last = send(&data, &command.split(' ').collect::<Vec<_>>()).await;
+    }
+    change(&data, &last).await;
+    let data = data.to_str().expect("UTF-8");
+    let args = ["--all", "--data-dir", data];
+    let mut tail = Process::start(Path::new(EXE), "tail", &args, &[]);
+    tail.line_with(&last[..8]).await;
+    tail.signal("TERM");
+    tail.exited().await;
+    let output = tail.output();
+    let told: Vec<_> = output
+        .lines()
+        .map(|line| {
+            assert!(line.chars().count() <= 120, "{line}");
+            let (_, line) = line.split_once(" acme/widgets#1 ").expect("an issue");
+            line.split_once(" \"").expect("a title").0
+        })
+        .collect();
+    assert_eq!(told, ["assigned +bot (first seen)", "assigned +tom", "unassigned -bot", "closed"]);
+    // Both roles have a connection, and their lines say whose it is.
+    let roles = process.output();
+    let mut roles: Vec<_> = roles
+        .lines()
+        .filter(|line| line.contains("\"connected to NATS\""))
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["role"].clone())
+        .collect();
+    roles.sort_by_key(ToString::to_string);
+    assert_eq!(roles, ["ingest", "worker"]);
+}
+
 #[tokio::test]
 async fn dead_letters_are_listed_and_redriven() {
     let (_dir, data) = data_dir();
@@ -214,6 +261,10 @@ async fn dead_letters_are_listed_and_redriven() {
         (&json!(1), &json!(subject), &json!(1)),
         "{letter}"
     );
+    assert_eq!(letter["event_sequence"], json!(published), "{letter}");
+    let line = process.line_with("delivery parked as a dead letter").await;
+    let line: Value = serde_json::from_str(&line).expect("a JSON log line");
+    assert_eq!((&line["subject"], &line["sequence"]), (&json!(subject), &json!(published)));
     let (code, output) = command(&data, &["dead-letters", "redrive", "1"]).await;
     let line = format!("redriven 1 to {subject} as {}", published + 1);
     assert_eq!((code, output), (0, line));
@@ -299,7 +350,7 @@ async fn a_nats_server_that_dies_is_told() {
     signal(nats_server_of(&data).expect("a nats-server"), "KILL");
     let line = process.line_with("nats-server died").await;
     let line: Value = serde_json::from_str(&line).expect("a JSON log line");
-    assert_eq!(line["status"], "signal: 9 (SIGKILL)");
+    assert_eq!(line["exit_status"], "signal: 9 (SIGKILL)");
     assert!(Path::new(line["log"].as_str().expect("its log")).is_file(), "{line}");
     fails(process, "coordinator: nats-server ended by itself").await;
 }

@@ -501,6 +501,9 @@ async fn other_content_types_paths_and_methods_get_415_404_and_405() {
         let body = response.json().await.expect("JSON");
         let answer = Answer { status: status_got, headers, body };
         assert_error(&what, &answer, status, code);
+        let message = answer.body["message"].as_str().expect("a text");
+        assert!(message.contains("posted to /webhook/gitea"), "{message}");
+        assert!(status == 405 || message.contains("GET /health"), "{message}");
         let allow = answer.headers.get(ALLOW).map(|value| value.to_str().expect("a text"));
         assert_eq!(allow, (status == 405).then_some("POST"), "{what}");
     }
@@ -909,6 +912,8 @@ async fn health_and_metrics_tell_how_it_is() {
     assert_eq!(system.send(&second).await.body["duplicate"], true);
 
     let (status, mut body) = health(&system).await;
+    let problem = body["broker_problem"].take();
+    assert!(problem.as_str().is_some_and(|problem| !problem.is_empty()), "{body}");
     let journal = &mut body["journal"];
     let age = journal["oldest_unpublished_age_secs"].take();
     let used = journal["used_bytes"].take();
@@ -921,6 +926,7 @@ async fn health_and_metrics_tell_how_it_is() {
         "ready": true,
         "unfit": [],
         "broker": "disconnected",
+        "broker_problem": null,
         "journal": {
             "writable": true,
             "depth": 1,

@@ -6,7 +6,7 @@
 //! the role may ask for.
 
 use async_nats::{HeaderMap, jetstream};
-use contract::names::{CHANGES, DEAD_LETTERS, EVENTS, ISSUE_STATE};
+use contract::names::{CHANGES, DEAD_LETTERS, EVENTS, ISSUE_STATE, QUESTIONS, RUNS, SYNC};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tests::{bus, nats::Nats, temp_dir, wait};
@@ -14,7 +14,8 @@ use tests::{bus, nats::Nats, temp_dir, wait};
 use crate::broker_roles::{Role, create_streams, nats_with_roles};
 
 /// Messages of these are in somebody's hands, so that whoever settles them is seen.
-const IN_HAND: [(&str, &str); 2] = [(EVENTS, "worker-05"), (CHANGES, "other")];
+const IN_HAND: [(&str, &str); 3] =
+    [(EVENTS, "worker-05"), (CHANGES, "other"), (QUESTIONS, "doubts")];
 
 /// A request that a role may send, and that the server answers. Answers change nothing.
 struct Request {
@@ -36,9 +37,50 @@ fn publish(subject: &str, id: &str) -> Request {
     request
 }
 
+/// A publish for which the subject would need another last message: the stream refuses it.
+fn refused(subject: &str) -> Request {
+    let mut request = request("a refusal", subject, "refused");
+    request.headers.insert("Nats-Expected-Last-Subject-Sequence", "999");
+    request
+}
+
+/// The ack of the question in hand. Another delivery of it would have another subject, but the server
+/// looks at the sequence alone.
+const ACK_OF_QUESTION: &str = "$JS.ACK.GITEA_QUESTIONS.doubts.1.1.1.1.0";
+
 /// A request for a message of a partition, and of a reader's consumer.
 const OF_PARTITION: &str = r#"{"batch":1,"no_wait":true,"group":"workers","priority":0}"#;
 const OF_READER: &str = r#"{"batch":1,"no_wait":true}"#;
+
+/// A request for many entries.
+const MANY: &str = r#"{"seq":1,"next_by_subj":">","batch":256,"max_bytes":1048576}"#;
+
+/// A question that is also a request to delete a message, and comes back as the answer.
+const ECHO: &str = r#"{"seq":1}"#;
+
+/// Answers each question that `user` may be asked with the question itself, whatever subject is to
+/// get it: the worst that a process of the product could do.
+async fn echo(nats: &Nats, user: &'static str) {
+    let role = Role::connect(nats, user).await;
+    let names: &[&str] = match user {
+        "ingest" => &["status", "spans", "delivery", "redeliver", "redrive"],
+        "reactor" => &["status", "spans", "runs", "run", "stop_run", "run_again"],
+        _ => &["status", "spans"],
+    };
+    for name in names {
+        let subject = format!("coordinator.ask.{user}.{name}");
+        let mut questions = role.client.subscribe(subject).await.expect("subscribe");
+        let client = role.client.clone();
+        tokio::spawn(async move {
+            while let Some(question) = questions.next().await {
+                if let Some(reply) = question.reply {
+                    client.publish(reply, question.payload).await.expect("publish");
+                }
+            }
+        });
+    }
+    role.client.flush().await.expect("flush");
+}
 
 /// Pulls a message as `role` and leaves it in hand. Its acks have this subject.
 async fn ack_subject(role: &Role, stream: &str, consumer: &str) -> String {
@@ -55,6 +97,12 @@ async fn requests(role: &Role, user: &str) -> Vec<Request> {
         "ingest" => vec![
             request("STREAM.INFO", &info(EVENTS), ""),
             publish("gitea.issues.closed.acme.r1.1.5", "event-5"),
+            refused("gitea.questions.gap"),
+            request("MSG.GET", "$JS.API.STREAM.MSG.GET.GITEA_ISSUES", r#"{"seq":1}"#),
+            request("CONSUMER.INFO", "$JS.API.CONSUMER.INFO.GITEA_ISSUES.worker-63", ""),
+            request("an answer of a worker", "coordinator.ask.worker.status", ECHO),
+            request("an answer of an ingest", "coordinator.ask.ingest.redrive", ECHO),
+            request("an answer of a runner", "coordinator.ask.reactor.runs", ECHO),
         ],
         "worker" => vec![
             request("STREAM.INFO", &info(CHANGES), ""),
@@ -64,6 +112,28 @@ async fn requests(role: &Role, user: &str) -> Vec<Request> {
             request("an ack", &ack_subject(role, EVENTS, "worker-06").await, "+WPI"),
             request("CONSUMER.INFO", "$JS.API.CONSUMER.INFO.GITEA_ISSUES.worker-63", ""),
             request("MSG.GET", "$JS.API.STREAM.MSG.GET.GITEA_CHANGES", r#"{"seq":1}"#),
+            publish("gitea.issues.synced.acme.r1.1.5", "event-5"),
+            refused("gitea.questions.doubts.1.1"),
+            refused("$KV.GITEA_SYNC.claim"),
+            // It keeps the question in hand, so that a pull finds none.
+            request("an ack", ACK_OF_QUESTION, "+WPI"),
+            request("a pull", "$JS.API.CONSUMER.MSG.NEXT.GITEA_QUESTIONS.doubts", OF_READER),
+            request("MSG.DELETE", "$JS.API.STREAM.MSG.DELETE.GITEA_ISSUES_DEAD", r#"{"seq":99}"#),
+            request("an answer of a worker", "coordinator.ask.worker.spans", ECHO),
+            request("an answer of an ingest", "coordinator.ask.ingest.redeliver", ECHO),
+            request("an answer of a runner", "coordinator.ask.reactor.stop_run", ECHO),
+        ],
+        "reactor" => vec![
+            request("STREAM.INFO", &info("KV_GITEA_RUNS"), ""),
+            request("MSG.GET", "$JS.API.STREAM.MSG.GET.GITEA_CHANGES", r#"{"seq":1}"#),
+            request("DIRECT.GET", "$JS.API.DIRECT.GET.KV_GITEA_RUNS", MANY),
+            refused("$KV.GITEA_RUNS.1.1.fix"),
+            request("an ack", &ack_subject(role, CHANGES, "reactor").await, "+WPI"),
+            request("a pull", "$JS.API.CONSUMER.MSG.NEXT.GITEA_CHANGES.reactor", OF_READER),
+            request("CONSUMER.INFO", "$JS.API.CONSUMER.INFO.GITEA_CHANGES.reactor", ""),
+            request("an answer of a worker", "coordinator.ask.worker.status", ECHO),
+            request("an answer of an ingest", "coordinator.ask.ingest.spans", ECHO),
+            request("an answer of a runner", "coordinator.ask.reactor.run_again", ECHO),
         ],
         _ => vec![
             request("STREAM.INFO", &info(CHANGES), ""),
@@ -74,6 +144,16 @@ async fn requests(role: &Role, user: &str) -> Vec<Request> {
     }
 }
 
+/// All streams of the product, with those of its buckets.
+fn streams() -> [String; 7] {
+    let buckets = [ISSUE_STATE, SYNC, RUNS].map(|bucket| format!("KV_{bucket}"));
+    let [states, sync, runs] = buckets;
+    [EVENTS.into(), CHANGES.into(), DEAD_LETTERS.into(), QUESTIONS.into(), states, sync, runs]
+}
+
+/// Users of roles.
+const USERS: [&str; 4] = ["ingest", "worker", "reactor", "reader"];
+
 /// Subjects with a payload that does harm there, and the roles that may publish to them.
 fn targets() -> Vec<(String, String, &'static [&'static str])> {
     let mut targets: Vec<(String, String, &[&str])> = Vec::new();
@@ -81,17 +161,23 @@ fn targets() -> Vec<(String, String, &'static [&'static str])> {
         let payload = if payload.is_null() { String::new() } else { payload.to_string() };
         targets.push((subject.into(), payload, &[]));
     };
-    for stream in [EVENTS, CHANGES, DEAD_LETTERS, &format!("KV_{ISSUE_STATE}")] {
+    for stream in streams() {
+        let stream = stream.as_str();
         let subject = json!({"name": stream, "subjects": ["elsewhere"]});
         for (verb, payload) in [
             ("PURGE", Value::Null),
-            ("MSG.DELETE", json!({"seq": 1})),
             ("UPDATE", subject),
             ("SNAPSHOT", json!({"deliver_subject": "x"})),
             ("DELETE", Value::Null),
         ] {
             nobody(&format!("$JS.API.STREAM.{verb}.{stream}"), payload);
         }
+        if stream != DEAD_LETTERS {
+            nobody(&format!("$JS.API.STREAM.MSG.DELETE.{stream}"), json!({"seq": 1}));
+        }
+    }
+    for question in ["delivery", "redeliver", "redrive"] {
+        nobody(&format!("coordinator.ask.worker.{question}"), Value::Null);
     }
     for (stream, consumer) in IN_HAND {
         let name = format!("{stream}.{consumer}");
@@ -110,17 +196,39 @@ fn targets() -> Vec<(String, String, &'static [&'static str])> {
     nobody("$JS.API.STREAM.CREATE.MINE", json!({"name": "MINE", "subjects": ["mine"]}));
     nobody("$JS.API.ACCOUNT.PURGE.COORDINATOR", Value::Null);
     nobody("$JS.API.META.LEADER.STEPDOWN", Value::Null);
-    nobody("$JS.API.STREAM.MSG.GET.GITEA_ISSUES", json!({"seq": 1}));
+    nobody("$JS.API.STREAM.MSG.GET.GITEA_QUESTIONS", json!({"seq": 1}));
     let workers: &[&str] = &["worker"];
-    let more: [(&str, &str, &[&str]); 13] = [
+    let both: &[&str] = &["ingest", "worker"];
+    let (runners, all): (&[&str], &[&str]) = (&["reactor"], &["ingest", "worker", "reactor"]);
+    let more: [(&str, &str, &[&str]); 33] = [
         ("gitea.issues.closed.acme.r1.9.9", "forged", &["ingest"]),
         ("gitea.changes.closed.acme.r1.9", "forged", workers),
         ("gitea.dead.issues.closed.acme.r1.9.9", "forged", workers),
         ("$KV.GITEA_ISSUE_STATE.1.9", "forged", workers),
+        ("gitea.issues.synced.acme.r1.9.9", "forged", both),
+        ("$JS.API.STREAM.MSG.GET.GITEA_ISSUES", ECHO, both),
+        ("$JS.API.STREAM.MSG.DELETE.GITEA_ISSUES_DEAD", ECHO, workers),
+        ("coordinator.ask.worker.status", r#"{"question":"status"}"#, all),
+        ("coordinator.ask.reactor.runs", r#"{"question":"runs"}"#, all),
+        ("coordinator.ask.reactor.stop_run", "", &["worker", "reactor"]),
+        ("coordinator.runs.nudge", "1.9.fix", runners),
+        ("$KV.GITEA_RUNS.1.9.fix", "forged", runners),
+        ("$JS.API.STREAM.MSG.GET.KV_GITEA_RUNS", ECHO, runners),
+        ("$JS.API.DIRECT.GET.KV_GITEA_RUNS", MANY, runners),
+        ("$JS.API.CONSUMER.MSG.NEXT.GITEA_CHANGES.reactor", OF_READER, runners),
+        ("$JS.ACK.GITEA_CHANGES.reactor.1.1.1.1.0", "", runners),
+        ("coordinator.ask.ingest.delivery", "", both),
+        ("coordinator.ask.ingest.redrive", r#"{"question":"redrive","sequence":1}"#, both),
+        ("gitea.questions.gap", "", both),
+        ("gitea.questions.doubts.1.9", "forged", workers),
+        ("$KV.GITEA_SYNC.claim", "forged", workers),
+        ("$JS.API.CONSUMER.MSG.NEXT.GITEA_QUESTIONS.doubts", OF_READER, workers),
         ("$JS.API.CONSUMER.MSG.NEXT.GITEA_ISSUES.worker-07", OF_PARTITION, workers),
         ("$JS.API.CONSUMER.MSG.NEXT.GITEA_CHANGES.other", OF_READER, &[]),
         ("$JS.ACK.GITEA_ISSUES.worker-05.1.1.1.1.0", "", workers),
         ("$JS.ACK.GITEA_CHANGES.other.1.1.1.1.0", "", &[]),
+        (ACK_OF_QUESTION, "", workers),
+        ("$JS.ACK._.2K38A3Q7.GITEA_QUESTIONS.doubts.1.1.1.1.0", "", workers),
         ("$JS.ACK._.2K38A3Q7.GITEA_ISSUES.worker-05.1.1.1.1.0", "", workers),
         ("$JS.ACK._.2K38A3Q7.GITEA_CHANGES.other.1.1.1.1.0", "", &[]),
         // In the first form these are acks of the first consumer that they name, in the second
@@ -143,7 +251,7 @@ async fn everything(admin: &jetstream::Context) -> Value {
         answer
     };
     let mut all = vec![ask("$JS.API.STREAM.LIST").await];
-    for stream in [EVENTS, CHANGES, DEAD_LETTERS, &format!("KV_{ISSUE_STATE}")] {
+    for stream in streams() {
         all.push(ask(&format!("$JS.API.CONSUMER.LIST.{stream}")).await);
     }
     all.into()
@@ -208,6 +316,9 @@ async fn broker() -> (Nats, jetstream::Context, Vec<Role>) {
         ("gitea.changes.closed.acme.r1.1", "change"),
         ("gitea.dead.issues.closed.acme.r1.1.5", "dead"),
         ("$KV.GITEA_ISSUE_STATE.1.1", "state"),
+        ("gitea.questions.doubts.1.1", "question"),
+        ("$KV.GITEA_SYNC.claim", "claim"),
+        ("$KV.GITEA_RUNS.1.1.fix", "run"),
         ("gitea.changes.closed.acme.r1.2", "change-2"),
     ] {
         let mut headers = HeaderMap::new();
@@ -215,15 +326,20 @@ async fn broker() -> (Nats, jetstream::Context, Vec<Role>) {
         let stored = admin.publish_with_headers(subject, headers, "x".into()).await;
         stored.expect("publish").await.expect("an ack");
     }
-    // One is left for the reader, which `requests` takes in hand: then its pulls find nothing.
-    let reader = admin.get_consumer_from_stream("reader", CHANGES).await.expect("the consumer");
-    bus::next(&reader).await.double_ack().await.expect("an ack");
+    // One is left for each, which `requests` takes in hand: then its pulls find nothing.
+    for name in ["reader", "reactor"] {
+        let consumer = admin.get_consumer_from_stream(name, CHANGES).await.expect("the consumer");
+        bus::next(&consumer).await.double_ack().await.expect("an ack");
+    }
     let mut roles = vec![Role::connect(&nats, "admin").await];
     for (stream, consumer) in IN_HAND {
         ack_subject(&roles[0], stream, consumer).await;
     }
-    for user in ["ingest", "worker", "reader"] {
+    for user in USERS {
         roles.push(Role::connect(&nats, user).await);
+    }
+    for user in ["ingest", "worker", "reactor"] {
+        echo(&nats, user).await;
     }
     (nats, admin, roles.split_off(1))
 }
@@ -232,7 +348,7 @@ async fn broker() -> (Nats, jetstream::Context, Vec<Role>) {
 async fn no_role_has_the_server_write_for_it() {
     let (_nats, admin, roles) = broker().await;
     let mut breaches = Vec::new();
-    for (role, user) in roles.iter().zip(["ingest", "worker", "reader"]) {
+    for (role, user) in roles.iter().zip(USERS) {
         let requests = requests(role, user).await;
         settled(role, &admin, &requests).await;
         let mut before = everything(&admin).await;
@@ -250,19 +366,16 @@ async fn no_role_has_the_server_write_for_it() {
                     payload: request.payload,
                     headers: traced,
                 };
-                let inbox = role.client.new_inbox();
-                for (request, reply) in [(request, target.as_str()), (&trace, inbox.as_str())] {
-                    send(role, request, reply).await;
-                    role.client.flush().await.expect("flush");
-                    settled(role, &admin, &requests[..1]).await;
-                    let after = everything(&admin).await;
-                    if after != before {
-                        let breach = format!("{user}: {} to {target}", request.answer);
-                        eprintln!("{breach}");
-                        breaches.push(breach);
-                        before = after;
-                    }
-                }
+                send(role, request, &target).await;
+                send(role, &trace, &role.client.new_inbox()).await;
+            }
+            // One look at everything for all answers to this subject, since it takes long.
+            settled(role, &admin, &requests[..1]).await;
+            let after = everything(&admin).await;
+            if after != before {
+                eprintln!("{user}: an answer to {target}");
+                breaches.push(format!("{user}: {target}"));
+                before = after;
             }
         }
         settled(role, &admin, &requests).await;
@@ -274,7 +387,7 @@ async fn no_role_has_the_server_write_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_role_publishes_or_reads_what_is_not_its_own() {
     let (_nats, admin, roles) = broker().await;
-    for (role, user) in roles.iter().zip(["ingest", "worker", "reader"]) {
+    for (role, user) in roles.iter().zip(USERS) {
         let before = everything(&admin).await;
         let mut denied = Vec::new();
         for (target, payload, may) in targets() {
@@ -292,6 +405,7 @@ async fn no_role_publishes_or_reads_what_is_not_its_own() {
             "gitea.issues.>",
             "gitea.changes.>",
             "gitea.dead.>",
+            "gitea.questions.>",
             "$KV.>",
             "$JS.>",
             "$JS.API.>",
@@ -299,6 +413,8 @@ async fn no_role_publishes_or_reads_what_is_not_its_own() {
             "$JS.EVENT.>",
             "$SYS.>",
             "_R_.>",
+            "coordinator.>",
+            "coordinator.ask.*.status",
         ] {
             role.subscribe(subject).await;
             denied.push(subject.into());

@@ -21,6 +21,7 @@ use tests::{
 };
 
 const EXE: &str = env!("CARGO_BIN_EXE_process-under-test");
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 /// URL at which there is no broker.
 const NOWHERE: &str = "nats://127.0.0.1:1";
 /// What no line may show.
@@ -82,6 +83,9 @@ async fn what_is_of_no_use_is_told_by_its_setting_before_anything_starts() {
         ("worker", "NATS_CA_FILE", &directory, "which is a directory and not a file"),
         ("ingest", "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", &file, "a byte order mark"),
         ("ingest", "GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", &PASSWORD.into(), "names no file"),
+        ("worker", "GITEA_TOKEN", &"CHANGE-ME".into(), "placeholder"),
+        ("worker", "GITEA_TOKEN_FILE", &missing, "which does not exist"),
+        ("worker", "SYNC_INTERVAL_SECS", &"0".into(), "is not a number from 1 to 86400"),
     ] {
         let (code, output) = run(service, &[(name, value)]).await;
         // A directory is tried before it is given up, so lines may stand before the last.
@@ -104,6 +108,7 @@ async fn a_check_prints_the_settings_as_they_are_understood_and_starts_nothing()
         ("GITEA_URL", "https://gitea.example.com/"),
         ("GITEA_WEBHOOK_SECRET", PASSWORD),
         ("GITEA_WEBHOOK_SECRET_PREVIOUS_FILE", file.to_str().expect("UTF-8")),
+        ("GITEA_TOKEN", PASSWORD),
         ("NATS_URL", url.as_str()),
         ("HOST", "[::1]"),
         ("OPERATOR_HOST", "localhost"),
@@ -118,7 +123,15 @@ async fn a_check_prints_the_settings_as_they_are_understood_and_starts_nothing()
             &["HOST=::1", "PORT=8000", "GITEA_WEBHOOK_SECRET=(hidden)", "MAX_BODY_BYTES=16777216"]
                 [..],
         ),
-        ("worker", &["ACK_WAIT_SECS=30", "MAX_ATTEMPTS=10"]),
+        (
+            "worker",
+            &[
+                "ACK_WAIT_SECS=30",
+                "MAX_ATTEMPTS=10",
+                "GITEA_TOKEN=(hidden)",
+                "SYNC_INTERVAL_SECS=300",
+            ],
+        ),
     ] {
         let check = ["--check"];
         let mut process = Process::start(Path::new(EXE), service, &check, &environment);
@@ -151,6 +164,33 @@ async fn a_check_prints_the_settings_as_they_are_understood_and_starts_nothing()
     let mut process = Process::start(Path::new(EXE), "worker", &["--check"], &[("HOST", "h")]);
     assert_eq!(process.exited().await.code(), Some(64));
     assert_eq!(process.output(), "coordinator: GITEA_URL is required\n");
+}
+
+/// A setting that ends in `_FILE` stands there with the one that it takes the place of.
+#[tokio::test]
+async fn the_readme_names_every_setting() {
+    let readme = std::fs::read_to_string(README).expect("README.md");
+    let dir = temp_dir();
+    let rules = dir.path().join("rules.toml");
+    let rule = "[[rule]]\nname = \"a\"\nwho = { id = 1 }\nrun = { argv = [\"/bin/sh\"] }\n";
+    std::fs::write(&rules, rule).expect("write the rules");
+    for service in ["ingest", "worker", "react"] {
+        let rules = rules.to_str().expect("UTF-8");
+        let needed = [
+            ("GITEA_URL", "http://h"),
+            ("GITEA_WEBHOOK_SECRET", PASSWORD),
+            ("REACTOR_RULES", rules),
+        ];
+        let mut process = Process::start(Path::new(EXE), service, &["--check"], &needed);
+        let code = process.exited().await.code();
+        let output = process.output();
+        assert_eq!(code, Some(0), "{output}");
+        for name in output.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name) {
+            let short = name.strip_suffix("_FILE").unwrap_or(name);
+            let is_named = [name, short].iter().any(|name| readme.contains(&format!("`{name}`")));
+            assert!(is_named, "{name} is not in README.md");
+        }
+    }
 }
 
 #[tokio::test]

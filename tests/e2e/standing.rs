@@ -4,12 +4,17 @@
 use async_nats::{
     ConnectOptions,
     jetstream::{
+        self,
         consumer::{self, AckPolicy},
         stream::{Config, DiscardPolicy, RetentionPolicy},
     },
 };
 use contract::{names, partitions::Partitions};
 use serde_json::Value;
+use service::{
+    broker::{findings::Findings, streams::Streams},
+    causes::Causes,
+};
 use tests::{
     bus,
     gitea::Issue,
@@ -272,7 +277,7 @@ async fn streams_have_a_limit_by_default_which_leaves_room_on_a_small_broker() {
     const MIB: i64 = 1 << 20;
     for (room, limits) in [
         ("100GB", [2048 * MIB, 2048 * MIB, 2048 * MIB, -1]),
-        ("1GB", [256 * MIB, 128 * MIB, 128 * MIB, -1]),
+        ("1GB", [128 * MIB, 128 * MIB, 128 * MIB, -1]),
     ] {
         let mut nats = Nats::prepared("");
         let store =
@@ -281,7 +286,6 @@ async fn streams_have_a_limit_by_default_which_leaves_room_on_a_small_broker() {
         nats.restart().await;
         let js = async_nats::jetstream::new(nats.client().await);
         let data = temp_dir();
-        // The first one that is created takes most.
         let ingest = start_ingest(&ingest_config(&nats.url(), data.path(), &[])).await;
         wait::until("the stream of events", || async { js.get_stream(names::EVENTS).await.ok() })
             .await;
@@ -306,6 +310,51 @@ async fn streams_have_a_limit_by_default_which_leaves_room_on_a_small_broker() {
         names_as_unfit(&worker, &["set a smaller STREAM_MAX_BYTES"]).await;
         worker.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_start_together_reserve_no_more_than_there_is() {
+    const MIB: i64 = 1 << 20;
+    let mut nats = Nats::prepared("");
+    let room = format!("jetstream {{ store_dir: {:?}, max_file_store: 1GB }}", nats.store());
+    nats.set_extra(&room);
+    nats.restart().await;
+    let connect = async || jetstream::new(nats.client().await);
+    let (js, ingest, worker, other) = tokio::join!(connect(), connect(), connect(), connect());
+    let settings = worker_config(&nats.url(), &[]).common.streams;
+    let (settings, findings) = (&settings, &Findings::default());
+    let [of_ingest, of_worker, of_other] =
+        [&ingest, &worker, &other].map(|js| Streams { js, settings, findings });
+    for round in 0..20 {
+        let made = futures::try_join!(
+            of_ingest.events(),
+            of_worker.changes(),
+            of_worker.questions(),
+            of_other.dead_letters(),
+            of_other.changes(),
+        );
+        made.unwrap_or_else(|error| panic!("round {round}: {}", Causes(&error)));
+        of_worker.issue_state().await.expect("room for the bucket");
+        assert_eq!(limits_of(&js).await, [128 * MIB, 128 * MIB, 128 * MIB, -1], "round {round}");
+        for name in [names::EVENTS, names::CHANGES, names::DEAD_LETTERS, names::QUESTIONS, STATES] {
+            js.delete_stream(name).await.expect(name);
+        }
+    }
+
+    // As a process leaves it that ends in between.
+    let config = Config {
+        name: names::EVENTS.into(),
+        subjects: vec![format!("{}.>", names::EVENTS_PREFIX)],
+        discard: DiscardPolicy::New,
+        max_bytes: 1024 * MIB,
+        metadata: [("coordinator-max-bytes".to_owned(), (100 * MIB).to_string())].into(),
+        ..Config::default()
+    };
+    js.create_stream(config).await.expect("create");
+    let worker = start_worker(&worker_config(&nats.url(), &[])).await;
+    is_ready(&worker).await;
+    assert_eq!(limits_of(&js).await, [100 * MIB, 100 * MIB, 100 * MIB, -1]);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,8 +39,9 @@ const FOREIGN_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const FOREIGN_SPAN: &str = "b7ad6b7169203331";
 
 const HTTP: &str = "POST /webhook/gitea";
-const PUBLISH: &str = "publish gitea.issues";
-const PROCESS: &str = "process gitea.issues";
+const PUBLISH: &str = "publish gitea.issues.{action}.{owner}.{repo}.{number}.{partition}";
+const PROCESS: &str = "process gitea.issues.{action}.{owner}.{repo}.{number}.{partition}";
+const CHANGE: &str = "publish gitea.changes.{kind}.{owner}.{repo}.{number}";
 
 const BROKER_FAILS: &str = "the broker fails, trying on with the delivery in hand";
 
@@ -257,17 +258,19 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
 
     let trace = trace_id(delivery.id());
     let spans = receiver.trace(&trace);
-    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, PUBLISH]);
+    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, CHANGE, PUBLISH]);
     assert_eq!(of_deliveries(&receiver).len(), spans.len(), "{:#?}", receiver.spans());
     let span = |name| one(&spans, name);
     let (http, publish, process) = (span(HTTP), span(PUBLISH), span(PROCESS));
     let (journal, handle) = (span("journal"), span("handle assigned"));
+    let change = span(CHANGE);
     for (span, kind, parent, service) in [
         (http, SpanKind::Server, "", "coordinator-ingest"),
         (journal, SpanKind::Internal, &http.id, "coordinator-ingest"),
         (publish, SpanKind::Producer, &http.id, "coordinator-ingest"),
         (process, SpanKind::Consumer, &publish.id, "coordinator-worker"),
         (handle, SpanKind::Internal, &process.id, "coordinator-worker"),
+        (change, SpanKind::Producer, &handle.id, "coordinator-worker"),
     ] {
         assert_eq!(
             (span.kind, span.parent.as_str(), span.resource("service.name")),
@@ -275,6 +278,8 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
             "{span:#?}"
         );
         assert_eq!(end(span), (Status::Unset, Value::Null), "{span:#?}");
+        assert_eq!(span.resource("host.name"), http.resource("host.name"));
+        assert_ne!(span.resource("host.name"), &Value::Null);
         let links =
             if span.name == PROCESS { vec![(trace.clone(), publish.id.clone())] } else { vec![] };
         assert_eq!(span.links, links, "{span:#?}");
@@ -298,7 +303,7 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
         ),
         ("messaging.message.id", json!(delivery.id())),
     ];
-    for span in [http, journal, publish, process, handle] {
+    for span in [http, journal, publish, process, handle, change] {
         assert_attributes(span, &[("gitea.event", json!("issues"))]);
         assert_attributes(span, &of_delivery);
         assert_attributes(span, &of_repository);
@@ -306,6 +311,20 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
     for span in [publish, process] {
         assert_attributes(span, &of_message);
     }
+    assert_attributes(
+        change,
+        &[
+            ("messaging.system", json!("nats")),
+            ("messaging.operation.name", json!("publish")),
+            ("messaging.operation.type", json!("send")),
+            (
+                "messaging.destination.template",
+                json!("gitea.changes.{kind}.{owner}.{repo}.{number}"),
+            ),
+            ("messaging.destination.name", json!("gitea.changes.assigned.acme.r1.7")),
+            ("messaging.message.id", json!(format!("{}:assigned", delivery.id()))),
+        ],
+    );
     assert_attributes(
         http,
         &[
@@ -333,11 +352,12 @@ async fn a_delivery_is_one_tree_of_spans_under_its_own_id() {
                 json!(format!("gitea.issues.assigned.acme.r1.7.{partition}")),
             ),
             ("messaging.consumer.group.name", json!(consumer_name(partition))),
+            ("coordinator.verdict", json!("changed")),
         ],
     );
 
     // A reader of an event or a change continues the trace from these spans.
-    for (stream, span) in [(names::EVENTS, publish), (names::CHANGES, handle)] {
+    for (stream, span) in [(names::EVENTS, publish), (names::CHANGES, change)] {
         let stored = bus::messages(&js, stream).await.expect("the stream");
         let traceparents: Vec<_> = stored.iter().map(|m| m.header("traceparent")).collect();
         assert_eq!(traceparents, [format!("00-{trace}-{}-01", span.id)], "{stream}");
@@ -384,7 +404,7 @@ async fn a_trace_outlives_an_outage_of_the_broker_and_a_kill_of_ingest() {
     worker.stop().await;
 
     let spans = receiver.trace(&trace);
-    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, PUBLISH]);
+    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, CHANGE, PUBLISH]);
     let span = |name| one(&spans, name);
     let (http, publish, process) = (span(HTTP), span(PUBLISH), span(PROCESS));
     let instance = |span: &Span| span.resource("service.instance.id").clone();
@@ -425,6 +445,8 @@ async fn each_failure_of_the_broker_is_a_failed_span_within_the_delivery_in_hand
     assert_eq!(end(last), (Status::Unset, Value::Null));
     for handle in failed {
         assert_eq!(end(handle), (Status::Error, json!("failed")));
+        let change = named(&spans, CHANGE).into_iter().find(|span| span.parent == handle.id);
+        assert_eq!(end(change.expect("its publish")), (Status::Error, json!("unavailable")));
     }
     for handle in &handles {
         assert_eq!(handle.parent, process.id);
@@ -535,7 +557,7 @@ async fn a_refusal_is_the_clients_error_and_a_full_journal_is_ours() {
         let fates = fates(&output, delivery.id());
         assert_eq!(fates.len(), 1, "{fates:#?}");
         assert_eq!(
-            (&fates[0]["status"], &fates[0]["trace_id"]),
+            (&fates[0]["http.response.status_code"], &fates[0]["trace_id"]),
             (&json!(status), &json!(http.trace_id))
         );
     }
@@ -656,7 +678,7 @@ async fn without_an_endpoint_nothing_exports_and_nothing_is_complained_about() {
         let output = service.stop().await;
         assert_eq!(complaints(&output), [json!(null); 0], "{output}");
     }
-    // A reader that exports traces still finds the delivery's trace, marked as sampled.
+    // A reader that exports traces finds the delivery's trace, marked as sampled.
     for stream in [names::EVENTS, names::CHANGES] {
         let stored = bus::messages(&js, stream).await.expect("the stream");
         let traceparents: Vec<_> = stored.iter().map(|m| m.header("traceparent")).collect();
@@ -687,7 +709,7 @@ async fn a_graceful_stop_sends_what_waits() {
     assert!(receiver.has_metric("coordinator-ingest", "coordinator.deliveries"));
     worker.stop().await;
     let spans = receiver.trace(&trace);
-    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, PUBLISH]);
+    assert_eq!(names(&spans), [HTTP, "handle assigned", "journal", PROCESS, CHANGE, PUBLISH]);
     assert!(receiver.has_metric("coordinator-worker", "coordinator.events"));
 }
 
@@ -839,27 +861,27 @@ async fn each_fate_is_one_line_that_can_be_searched_by_its_fields() {
 }
 
 #[tokio::test]
-async fn lines_for_people_have_the_same_fields() {
+async fn lines_for_people_fit_a_terminal() {
     let Told { accepted: [assigned, closed], forged, ingest, worker, .. } = told("text").await;
-    let about = |output: &str, id: &str| {
-        let lines = output.lines().filter(|line| line.contains(id) && line.contains(" INFO "));
-        lines.map(|line| format!("{} ", line.replace('"', ""))).collect::<Vec<_>>()
-    };
-    for (delivery, action, number, ingested) in
-        [(&assigned, "assigned", 1, 2), (&closed, "closed", 2, 1)]
-    {
-        let (ingest, worker) = (about(&ingest, delivery.id()), about(&worker, delivery.id()));
-        assert_eq!((ingest.len(), worker.len()), (ingested, 1), "{ingest:#?} {worker:#?}");
-        for line in ingest.iter().chain(&worker) {
-            for (name, value) in fields(delivery, action, number) {
-                assert!(line.contains(&format!(" {name}={value} ")), "no {name} in {line}");
-            }
-        }
+    for line in ingest.lines().chain(worker.lines()) {
+        // All of them fit without being cut, which would end in an ellipsis.
+        assert!(line.chars().count() <= 120 && line.is_ascii(), "{line}");
+        assert!(!line.contains('\u{1b}'), "{line}");
     }
-    let refused = about(&ingest, forged.id());
-    assert_eq!(refused.len(), 1, "{refused:#?}");
-    let trace = trace_id(forged.id());
-    assert!(refused[0].contains(&format!(" trace_id={trace} ")), "{}", refused[0]);
+    let about = |output: &str, id: &str| {
+        let lines = output.lines().filter_map(|line| line.strip_suffix(&format!(" {}", &id[..8])));
+        lines.map(|line| line.split_once(' ').expect("a time").1.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        [about(&ingest, assigned.id()), about(&worker, assigned.id())].concat(),
+        [
+            "INFO  acme/r1#1 delivery accepted: assigned",
+            "INFO  acme/r1#1 delivery accepted: assigned, duplicate",
+            "INFO  acme/r1#1 delivery handled: changed, assigned +bot"
+        ]
+    );
+    assert_eq!(about(&worker, closed.id()), ["INFO  acme/r1#2 delivery handled: changed, closed"]);
+    assert_eq!(about(&ingest, forged.id()), ["INFO  delivery refused: signature_mismatch"]);
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@ use crate::{
 };
 
 /// Short limits, so that what is kept for a while reaches its full size early.
-const MINUTE: [&str; 4] = ["--dedup-window-secs", "60", "--stream-max-age-secs", "600"];
+const MINUTE: [&str; 6] =
+    ["--dedup-window-secs", "60", "--stream-max-age-secs", "600", "--span-store-bytes", "4194304"];
 
 /// Sends deliveries at a steady pace, and reports whether memory, threads,
 /// descriptors or the journal grew, and whether each delivery led to what it should.

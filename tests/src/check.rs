@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{bus, gitea::Delivery};
 
 /// An issue: its repository's id and its number.
-type Key = (i64, u64);
+pub type Key = (i64, u64);
 
 /// Checks the streams of a broker against the deliveries that were answered 200.
 ///
@@ -32,6 +32,41 @@ pub async fn kept(js: &jetstream::Context, accepted: &[Delivery]) {
 pub async fn kept_in_any_order(js: &jetstream::Context, accepted: &[Delivery]) {
     let violations = violations(accepted, &bus::events(js).await, &bus::changes(js).await);
     assert!(violations.is_empty(), "{}", report(&violations));
+}
+
+/// What subscribers must believe of an issue at last: logins and whether it is open, or None if it
+/// has ended.
+pub type Believed = BTreeMap<Key, Option<(Vec<String>, bool)>>;
+
+/// What is wrong with changes after which subscribers should believe this: a change that is there
+/// twice, one that is impossible, and another end.
+pub fn wrongly_told(changes: &[Change], expected: &Believed) -> Vec<String> {
+    let mut wrong = repeated_changes(changes);
+    let (mut folded, mut ended) = (BTreeMap::<Key, Folded>::new(), BTreeSet::new());
+    for change in changes {
+        let key = (change.repository.id, change.issue.number);
+        let impossible = folded.entry(key).or_default().apply(change);
+        let name = change.message_id();
+        wrong.extend(impossible.into_iter().map(|what| format!("change {name} {what}")));
+        if change.kind != ChangeKind::Deleted {
+            ended.remove(&key);
+        } else if !ended.insert(key) {
+            wrong.push(format!("change {name} ends what had ended"));
+        }
+    }
+    for (key, expected) in expected {
+        let end = folded.remove(key).unwrap_or_default();
+        let is_over = ended.contains(key);
+        let end = (!is_over).then(|| (end.assignees.into_iter().collect(), !end.closed));
+        let expected = expected.clone().map(|(mut logins, is_open)| {
+            logins.sort();
+            (logins, is_open)
+        });
+        if end != expected {
+            wrong.push(format!("issue {key:?} ends as {end:?} instead of {expected:?}"));
+        }
+    }
+    wrong
 }
 
 fn report(violations: &[String]) -> String {
@@ -87,6 +122,7 @@ fn state(event: &IssueEvent) -> &'static str {
     match event.issue.state {
         State::Open => "open",
         State::Closed => "closed",
+        State::Other => "other",
     }
 }
 
@@ -335,6 +371,31 @@ mod tests {
         let again = changes.iter().rfind(|c| c.kind == ChangeKind::Closed).expect("two");
         let expected = [format!("change {} is closed and was so before", again.message_id())];
         assert_eq!(violations(&deliveries, &events, &changes), expected);
+    }
+
+    #[test]
+    fn what_is_told_wrongly_is_found() {
+        let (_, _, changes) = sound();
+        let mut last = Folded::default();
+        for change in &changes {
+            assert_eq!(last.apply(change), [""; 0]);
+        }
+        let end = (last.assignees.iter().cloned().collect::<Vec<_>>(), !last.closed);
+        let expect = |end| Believed::from([((1, 1), end)]);
+        assert_eq!(wrongly_told(&changes, &expect(Some(end.clone()))), [""; 0]);
+        let other = (vec!["nobody".to_owned()], end.1);
+        assert_eq!(wrongly_told(&changes, &expect(Some(other))).len(), 1);
+        assert_eq!(wrongly_told(&changes, &expect(None)).len(), 1);
+        let deleted = |n: usize| {
+            let mut event = contract::event::example();
+            (event.repository.id, event.issue.number) = (1, 1);
+            event.delivery.id = format!("deleted {n}");
+            Change::from_event(ChangeKind::Deleted, &event)
+        };
+        let ended = vec![deleted(1)];
+        assert_eq!(wrongly_told(&ended, &expect(None)), [""; 0]);
+        let twice = wrongly_told(&[deleted(1), deleted(2)], &expect(None));
+        assert!(twice[0].ends_with("ends what had ended"), "{twice:?}");
     }
 
     #[test]

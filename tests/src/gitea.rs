@@ -118,16 +118,22 @@ impl Delivery {
 
     /// A signed text of any kind, as Gitea would send it.
     pub fn signed_text(body: Vec<u8>, event_type: &str) -> Self {
-        let signature = sign(SECRET, &body);
+        Self::signed_with(SECRET, body, "issues", event_type)
+    }
+
+    /// A text that is signed with this secret. The signature is empty if the secret is, as
+    /// Gitea has it.
+    pub fn signed_with(secret: &str, body: Vec<u8>, event: &str, event_type: &str) -> Self {
+        let signature = if secret.is_empty() { String::new() } else { sign(secret, &body) };
         let headers = [
             ("Content-Type", "application/json"),
             ("X-Gitea-Delivery", &Uuid::new_v4().to_string()),
-            ("X-Gitea-Event", "issues"),
+            ("X-Gitea-Event", event),
             ("X-Gitea-Event-Type", event_type),
             ("X-Gitea-Hook-Installation-Target-Type", "repository"),
             ("X-Gitea-Signature", &signature),
             ("X-Hub-Signature-256", &format!("sha256={signature}")),
-            ("X-GitHub-Event", "issues"),
+            ("X-GitHub-Event", event),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
         Self { headers: headers.into(), body }

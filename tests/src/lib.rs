@@ -1,15 +1,20 @@
 //! The common part of tests and benchmarks: real servers, real processes, real
 //! deliveries, and waiting on conditions with a deadline.
 
+pub mod browser;
 pub mod bus;
 pub mod certificates;
 pub mod check;
+pub mod door;
 pub mod gitea;
+pub mod gitea_server;
 pub mod load;
 pub mod nats;
 pub mod otlp;
 pub mod process;
+pub mod runners;
 pub mod services;
+pub mod synced;
 pub mod system;
 #[cfg(target_os = "linux")]
 pub mod usage;

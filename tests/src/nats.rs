@@ -9,7 +9,7 @@ use std::{
 use async_nats::{Client, ConnectOptions};
 use tokio::sync::OnceCell;
 
-use crate::wait;
+use crate::{process::signal, wait};
 
 static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
 
@@ -93,7 +93,9 @@ impl Nats {
 
     /// Starts the server, always on the same port and directory. Kills it before if it runs.
     pub async fn restart(&mut self) {
-        self.start_process(&format!("jetstream {{ store_dir: {:?} }}", self.store)).await;
+        // Otherwise the limits of streams, and lines about them, depend on the free disk.
+        let room = format!("store_dir: {:?}, max_file_store: 100GB", self.store);
+        self.start_process(&format!("jetstream {{ {room} }}")).await;
         // JetStream answers only a moment after the port is open.
         let client = self.client().await;
         let jetstream = async_nats::jetstream::new(client);
@@ -121,6 +123,16 @@ impl Nats {
             .spawn()
             .expect("start nats-server");
         self.child = Some(child);
+    }
+
+    /// Ends the server with SIGTERM, as an operator does. It keeps all that it knows.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn stop(&mut self) {
+        let mut child = self.child.take().expect("it is running");
+        signal(child.id(), "TERM");
+        child.wait().expect("it ends");
     }
 
     /// Kills the server with SIGKILL, if it runs.

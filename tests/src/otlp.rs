@@ -202,6 +202,9 @@ fn span(span: proto::Span, resource: Attributes) -> Span {
         Some(proto::status::StatusCode::Ok) => Status::Ok,
         Some(proto::status::StatusCode::Error) => Status::Error,
     };
+    for event in &span.events {
+        attributes(event.attributes.clone());
+    }
     let links = span.links.iter();
     Span {
         kind: span.kind(),

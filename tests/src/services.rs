@@ -1,6 +1,8 @@
 //! Ingest and worker as processes, with default settings and more flags.
 
-use std::{path::Path, process::ExitCode};
+use std::{net::SocketAddr, path::Path, process::ExitCode};
+
+use serde_json::Value;
 
 use crate::{gitea::SECRET, nats::Nats, process::Process};
 
@@ -67,11 +69,37 @@ pub fn worker_at(exe: &Path, nats_url: &str, flags: &[&str], more: &[(&str, &str
     Process::start(exe, "worker", flags, &[&own, more].concat())
 }
 
+/// Ingest and worker in one process, `coordinator up`.
+pub struct Both {
+    /// The process.
+    pub process: Process,
+    /// Where deliveries go.
+    pub webhook: SocketAddr,
+    /// Where the pages are: `http://127.0.0.1:` and a port.
+    pub pages: String,
+}
+
+/// Starts ingest and worker in one process, on the NATS at this URL, with more environment variables.
+/// Waits until both run.
+pub async fn both_at(exe: &Path, nats_url: &str, data: &Path, more: &[(&str, &str)]) -> Both {
+    let own = ingest_settings(nats_url, data);
+    let process = Process::start(exe, "up", &[], &[&own, more].concat());
+    let line = process.line_with("\"coordinator runs\"").await;
+    let line: Value = serde_json::from_str(&line).expect("a JSON log line");
+    let at = |name: &str| line[name].as_str().and_then(|url| url.strip_prefix("http://"));
+    let webhook = at("webhook_url").and_then(|url| url.split('/').next()).expect("an address");
+    Both {
+        webhook: webhook.parse().expect("an address"),
+        pages: format!("http://{}", at("operator_url").expect("an address")),
+        process,
+    }
+}
+
 /// Runs the service that the first argument names, if it names one. A program
 /// that calls this first can start itself as its services.
 pub fn named_by_first_argument() -> Option<ExitCode> {
     match std::env::args().nth(1).as_deref() {
-        Some("ingest" | "worker") => Some(coordinator::cli::main()),
+        Some("ingest" | "worker" | "react" | "supervise") => Some(coordinator::cli::main()),
         _ => None,
     }
 }

@@ -10,8 +10,14 @@ use ingest::{
     settings::{IngestArgs, IngestSettings},
 };
 use service::{
+    peers::Peers,
     role::{CommonArgs, CommonSettings, Host, Role, Started},
     settings::Problems,
+    telemetry::span_store::SpanStore,
+};
+use sync::{
+    Sync,
+    settings::{AccessArgs, SyncArgs, SyncSettings},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +50,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Address of health and metrics.
     pub operator: SocketAddr,
+    /// What it asks the other processes.
+    pub peers: Peers,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -52,19 +60,27 @@ impl Running {
     async fn start(
         name: &str,
         common: &CommonSettings,
-        start: impl AsyncFnOnce(&Host) -> anyhow::Result<(Box<dyn Role>, Option<SocketAddr>)>,
+        start: impl AsyncFnOnce(&Host) -> anyhow::Result<(Vec<Box<dyn Role>>, Option<SocketAddr>)>,
     ) -> Self {
         let mut webhook = None;
-        let started = Started::start(name, common, async |host| {
-            let (role, address) = start(host).await?;
+        let start = async |host: &Host| {
+            let (roles, address) = start(host).await?;
             webhook = address;
-            Ok(vec![role])
-        });
-        let started = started.await.expect("it starts");
+            Ok(roles)
+        };
+        let mut peers = None;
+        let pages = |started: &Peers, _: &_| {
+            peers = Some(started.clone());
+            axum::Router::new()
+        };
+        let spans = SpanStore::default();
+        let started = Started::start(name, common, spans, start, pages).await;
+        let started = started.expect("it starts");
+        let peers = peers.expect("pages are asked for");
         let operator = started.operator_address();
         let stop = CancellationToken::new();
         let task = tokio::spawn(started.run_until(stop.clone().cancelled_owned()));
-        Self { address: webhook.unwrap_or(operator), operator, stop, task }
+        Self { address: webhook.unwrap_or(operator), operator, peers, stop, task }
     }
 
     /// Stops it gracefully and waits for its end.
@@ -118,7 +134,7 @@ pub fn settings<T: Args + FromArgMatches>(flags: &[&str]) -> T {
 
 fn common(nats_url: &str, flags: &[&str]) -> CommonArgs {
     let mut common: CommonArgs = settings(flags);
-    common.own.gitea_url = Some("http://localhost:3000".into());
+    common.own.gitea_url.get_or_insert_with(|| "http://localhost:3000".into());
     common.own.drain_timeout_secs.get_or_insert_with(|| "10".into());
     common.broker.nats_url = Some(nats_url.into());
     common.operator.operator_port = Some("0".into());
@@ -127,7 +143,12 @@ fn common(nats_url: &str, flags: &[&str]) -> CommonArgs {
 
 /// Splits flags into those that every role has, and those of one role.
 fn split<'a>(flags: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
-    let command = CommonArgs::augment_args(clap::Command::new("common"));
+    split_off::<CommonArgs>(flags)
+}
+
+/// Splits flags into those of `T`, and the others.
+fn split_off<'a, T: Args>(flags: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let command = T::augment_args(clap::Command::new("settings"));
     let known =
         |flag: &str| command.get_arguments().any(|arg| arg.get_long() == flag.strip_prefix("--"));
     let pairs = flags.chunks(2);
@@ -162,12 +183,30 @@ pub fn worker_config(nats_url: &str, flags: &[&str]) -> WorkerSettings {
     problems.finish(config).expect("good settings")
 }
 
+/// The settings of a worker that asks Gitea with this token, and of its jobs, with more flags.
+pub fn asking_worker_config(
+    nats_url: &str,
+    token: &str,
+    flags: &[&str],
+) -> (WorkerSettings, SyncSettings) {
+    let (of_all, own) = split(flags);
+    let (of_access, own) = split_off::<AccessArgs>(&own);
+    let (of_sync, own) = split_off::<SyncArgs>(&own);
+    let access = AccessArgs { gitea_token: Some(token.into()), ..settings(&of_access) };
+    let mut problems = Problems::default();
+    let common = common(nats_url, &of_all).check(&mut problems);
+    let sync = settings::<SyncArgs>(&of_sync).settings(&access, common.clone(), &mut problems);
+    let mut worker = settings::<WorkerArgs>(&own).settings(common, &mut problems);
+    worker.raises_questions = true;
+    problems.finish((worker, sync)).expect("good settings")
+}
+
 /// Starts an ingest.
 pub async fn start_ingest(config: &IngestSettings) -> Running {
     let start = async |host: &Host| {
         let ingest = Ingest::start(config, host).await?;
         let address = ingest.address();
-        Ok((Box::new(ingest) as Box<dyn Role>, Some(address)))
+        Ok((vec![Box::new(ingest) as Box<dyn Role>], Some(address)))
     };
     Running::start("ingest", &config.common, start).await
 }
@@ -175,9 +214,21 @@ pub async fn start_ingest(config: &IngestSettings) -> Running {
 /// Starts a worker.
 pub async fn start_worker(config: &WorkerSettings) -> Running {
     let start = async |host: &Host| {
-        Ok((Box::new(Worker::start(config, host).await?) as Box<dyn Role>, None))
+        Ok((vec![Box::new(Worker::start(config, host).await?) as Box<dyn Role>], None))
     };
     Running::start("worker", &config.common, start).await
+}
+
+/// Starts a worker, and beside it the jobs that ask Gitea.
+pub async fn start_asking_worker((worker, sync): &(WorkerSettings, SyncSettings)) -> Running {
+    let start = async |host: &Host| {
+        let roles: Vec<Box<dyn Role>> = vec![
+            Box::new(Worker::start(worker, host).await?),
+            Box::new(Sync::start(sync, host).await?),
+        ];
+        Ok((roles, None))
+    };
+    Running::start("worker", &worker.common, start).await
 }
 
 /// A broker, an ingest and a worker.

@@ -8,13 +8,13 @@ use tests::{
     bus,
     nats::Nats,
     process::Process,
-    services::{ingest, worker},
+    services::{ingest_at, worker_at},
     usage::Usage,
     wait,
 };
 
 use crate::{
-    load::{self, Template},
+    load::{self, Run, Template},
     scenarios::{CONNECTIONS, ISSUES},
 };
 
@@ -45,11 +45,16 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub async fn start(exe: &Path, with_worker: bool) -> Self {
+        Self::start_with(exe, with_worker, &[]).await
+    }
+
+    /// Starts it with more environment variables.
+    pub async fn start_with(exe: &Path, with_worker: bool, more: &[(&str, &str)]) -> Self {
         let nats = Nats::start().await;
         let data = tests::temp_dir();
-        let ingest = ingest(exe, &nats, data.path());
+        let ingest = ingest_at(exe, &nats.url(), data.path(), &[], more);
         let js = jetstream::new(nats.client().await);
-        let worker = with_worker.then(|| worker(exe, &nats));
+        let worker = with_worker.then(|| worker_at(exe, &nats.url(), &[], more));
         if with_worker {
             wait::until("the worker's consumers", || bus::lag(&js)).await;
         }
@@ -57,15 +62,16 @@ impl Pipeline {
     }
 
     /// Sends `count` deliveries, each the next of its issue, and waits until all are through.
-    pub async fn through(&self, count: u64, rate: f64) {
+    pub async fn through(&self, count: u64, rate: f64) -> Run {
         let template = Template::recorded();
         let requests = (0..count).map(|n| template.request(n % ISSUES + 1, n / ISSUES)).collect();
         let address = self.ingest.address_in("ingest listens").await;
-        load::open_loop(address, requests, CONNECTIONS, rate, |_, _| {}).await;
+        let run = load::open_loop(address, requests, CONNECTIONS, rate, |_, _| {}).await;
         // Asked rarely, since the broker's answers count as well.
         while !self.is_through(count).await {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+        run
     }
 
     async fn is_through(&self, count: u64) -> bool {

@@ -19,9 +19,13 @@ mod figures;
 mod growth;
 mod load;
 #[cfg(target_os = "linux")]
+mod pages;
+#[cfg(target_os = "linux")]
 mod profile;
 mod reference;
 mod scenarios;
+#[cfg(target_os = "linux")]
+mod spans;
 mod told;
 
 use std::path::PathBuf;

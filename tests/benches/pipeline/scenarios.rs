@@ -18,7 +18,7 @@ use tests::{
 use tests::{services::ingest_with, usage::Usage};
 
 #[cfg(target_os = "linux")]
-use crate::{abuse::Abuse, beside, cpu, figures::megabytes, profile};
+use crate::{abuse::Abuse, beside, cpu, figures::megabytes, pages, profile, spans};
 use crate::{
     backlog::{self, Change, Events},
     figures::{memory, millis, rate},
@@ -36,11 +36,15 @@ pub const ISSUES: u64 = 2_000;
 /// all except those with a separate table.
 pub async fn run(exe: &Path, pick: &[String]) {
     #[cfg(target_os = "linux")]
-    match pick {
-        [one] if one == "beside" => return beside::run(exe).await,
-        [one] if one == "cpu" => return cpu::run(exe).await,
-        [one] if one == "profile" => return profile::run(exe).await,
-        _ => {}
+    for one in pick {
+        match one.as_str() {
+            "beside" => beside::run(exe).await,
+            "cpu" => cpu::run(exe).await,
+            "spans" => spans::run(exe).await,
+            "profile" => profile::run(exe).await,
+            one if one.starts_with("pages") => pages::run(exe, one).await,
+            _ => {}
+        }
     }
     let picked = |name: &str| pick.is_empty() || pick.iter().any(|p| name.starts_with(p.as_str()));
     if ["accept", "steady", "latency", "drain", "idle", "abuse"].into_iter().any(picked) {
@@ -67,7 +71,8 @@ pub async fn run(exe: &Path, pick: &[String]) {
     }
 }
 
-fn row(what: &str, value: impl std::fmt::Display, goal: &str) {
+/// Prints a row of the table.
+pub fn row(what: &str, value: impl std::fmt::Display, goal: &str) {
     println!("{what:<58} {value:>14} {goal:>14}");
 }
 
