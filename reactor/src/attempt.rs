@@ -141,8 +141,8 @@ impl Attempt {
         self.replace(claimed).await?;
         // From here on it is ours, and whatever happens is written.
         if self.revision <= read {
-            // Only a bucket that was made anew counts so low. Its former one may still have a live run, so
-            // this one waits as if its runner were lost.
+            // Only a bucket that was restored counts so low. What it has forgotten may still have a live run,
+            // so this one waits as if its runner were lost.
             return self.finish(Ending::RunnerLost, Output::default()).await;
         }
         let begun = self.begun().await;
@@ -170,7 +170,16 @@ impl Attempt {
     async fn begun(&mut self) -> Result<Result<Vec<u8>, Ending>, GivenUp> {
         let stopped = Ending::Process(Ended::Stopped { killed: false });
         let store = self.context.store().await?;
-        let known = store.issue(self.key.repository_id, self.key.number).await?;
+        let (refreshed, known) = tokio::join!(
+            self.context.refresh(),
+            store.issue(self.key.repository_id, self.key.number)
+        );
+        refreshed?;
+        if self.context.is_quiet() {
+            // The claim is of a bucket that was made anew. Its former one may still have a live run.
+            return Ok(Err(Ending::RunnerLost));
+        }
+        let known = known?;
         let change = match self.change.take() {
             Some(change) => Some(change),
             None => {

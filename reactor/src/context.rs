@@ -267,7 +267,8 @@ impl Context {
         self.sweep.notify_one();
     }
 
-    fn is_quiet(&self) -> bool {
+    /// Whether former runs may still have to end, so that nothing begins.
+    pub(crate) fn is_quiet(&self) -> bool {
         let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
     }

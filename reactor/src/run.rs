@@ -2,7 +2,8 @@
 //!
 //! Architecture invariant: the id of a run is of no other run, also after its entry was removed. The
 //! generation of a first entry is larger than each revision that the bucket had before, and each
-//! generation takes a write, so none is larger than the revision of its entry.
+//! generation takes a write, so none is larger than the revision of its entry. A bucket that is made
+//! anew counts on from the time of its creation.
 
 use std::fmt;
 

@@ -93,6 +93,18 @@ impl View {
         self.runs.insert(key, seen);
     }
 
+    /// Forgets a run that was known by this revision, and has no entry any more.
+    pub(crate) fn is_gone(&mut self, key: &RunKey, revision: u64) {
+        if self.runs.get(key).is_some_and(|seen| seen.revision == revision) {
+            self.runs.remove(key);
+        }
+    }
+
+    /// The revision by which a run is known.
+    pub(crate) fn revision_of(&self, key: &RunKey) -> Option<u64> {
+        self.runs.get(key).map(|seen| seen.revision)
+    }
+
     /// Notes an entry that the broker should remove some day, and would not.
     pub(crate) fn note_lasting(&mut self, key: RunKey, revision: u64) {
         if self.lasting.len() < LASTING {

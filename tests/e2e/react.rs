@@ -1,6 +1,6 @@
 //! Runners as processes: what begins when somebody is assigned, and what ends it.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use async_nats::jetstream::{self, kv, message::StreamMessage, stream::LastRawMessageErrorKind};
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
@@ -63,7 +63,9 @@ async fn an_agent_runs_once_while_it_is_assigned_whatever_ends_that() {
         send(&system, issue, "assigned").await;
         agents.noted(&format!("acme/r1#{number}"), "start", 1).await;
     }
-    let input = wait::until("its input", || async { agents.input("1.1.fix.1") }).await;
+    let first = run_entry(&system.js, "1.1.fix").await["generation"].as_u64().expect("a number");
+    let run = format!("1.1.fix.{first}");
+    let input = wait::until("its input", || async { agents.input(&run) }).await;
     assert_eq!((&input["kind"], &input["issue_ref"]), (&"started".into(), &"acme/r1#1".into()));
     assert_eq!(input["issue"]["title"], "$(touch /tmp/never)");
     assert_eq!(input["change"]["kind"], "assigned");
@@ -91,7 +93,7 @@ async fn an_agent_runs_once_while_it_is_assigned_whatever_ends_that() {
     // Anew.
     send(&system, Issue::new(1, 1).assigned(&["bot"]).at(4), "assigned").await;
     agents.noted("acme/r1#1", "start", 2).await;
-    assert_eq!(phase(&system, "1.1.fix", "running").await["generation"], 2);
+    assert_eq!(phase(&system, "1.1.fix", "running").await["generation"], first + 1);
     let mut started = 0.0;
     for runner in &runners {
         let operator = runner.address_in("operator listens").await;
@@ -119,6 +121,7 @@ async fn a_run_of_a_killed_runner_begins_elsewhere_or_ends_as_its_rule_says() {
     first.line_with("runner started").await;
     send(&system, Issue::new(1, 1).assigned(&["bot"]), "assigned").await;
     agents.noted("acme/r1#1", "start", 2).await;
+    let lost = run_entry(&system.js, "1.1.again").await;
     let second = runner(&agents, &system, "2");
     second.line_with("runner started").await;
     first.kill().await;
@@ -126,7 +129,7 @@ async fn a_run_of_a_killed_runner_begins_elsewhere_or_ends_as_its_rule_says() {
     agents.noted("acme/r1#1", "term", 2).await;
     agents.noted("acme/r1#1", "start", 3).await;
     let again = phase(&system, "1.1.again", "running").await;
-    assert_eq!((&again["attempt"], &again["generation"]), (&2.into(), &1.into()));
+    assert_eq!((&again["attempt"], &again["generation"]), (&2.into(), &lost["generation"]));
     assert_eq!(phase(&system, "1.1.once", "failed").await["ended"], "runner_lost");
     let notes = agents.notes();
     let at = |what: &str, nth: usize| {
@@ -159,6 +162,8 @@ async fn what_runs_has_ended_before_it_begins_anew_in_another_bucket() {
     };
     assert!(at("term", 0) < at("start", 1), "never two at once: {notes:?}");
     assert_eq!(agents.running().len(), 1);
+    let runs: BTreeSet<_> = notes.iter().map(|note| &note.run).collect();
+    assert_eq!(runs.len(), 2, "a bucket that is made anew has no id of a former one: {notes:?}");
     send(&system, Issue::new(1, 1).state("closed").at(4), "closed").await;
     nothing_runs(&agents).await;
 }
@@ -651,14 +656,15 @@ async fn an_address_is_called_at_the_beginning_and_at_the_end() {
     let renewed = lease().await + 7;
     wait::until("renewals", || async { (lease().await >= renewed).then_some(()) }).await;
     answers.add_permits(2);
-    assert_eq!(phase(&system, "1.1.tell", "done").await["attempt"], 1);
+    let run = phase(&system, "1.1.tell", "done").await;
+    assert_eq!(run["attempt"], 1);
     send(&system, Issue::new(1, 1).state("closed").at(2), "closed").await;
     phase(&system, "1.1.tell", "stopped").await;
     let calls = calls.lock().await.clone();
     let told: Vec<_> = calls.iter().map(|(id, json)| (id.as_str(), &json["kind"])).collect();
-    let expected =
-        [("1.1.tell.1.started", &"started".into()), ("1.1.tell.1.ended", &"ended".into())];
-    assert_eq!(told, expected);
+    let id = |what| format!("1.1.tell.{}.{what}", run["generation"]);
+    let (started, ended) = (id("started"), id("ended"));
+    assert_eq!(told, [(&*started, &"started".into()), (&*ended, &"ended".into())]);
     assert_eq!(calls[1].1["run"]["reason"], "closed");
     server.abort();
 }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
     self,
-    context::{CreateKeyValueErrorKind, CreateStreamErrorKind, GetStreamErrorKind},
+    context::{CreateStreamErrorKind, GetStreamErrorKind},
     kv,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
@@ -18,6 +18,7 @@ use contract::{
         QUESTIONS, QUESTIONS_PREFIX, RUNS, SYNC,
     },
     partitions::Partitions,
+    timestamp::Timestamp,
 };
 
 use super::{
@@ -205,7 +206,7 @@ pub enum StreamsError {
     Bucket(&'static str, #[source] jetstream::context::KeyValueError),
     /// Creating the bucket.
     #[error("create bucket {0}")]
-    CreateBucket(&'static str, #[source] jetstream::context::CreateKeyValueError),
+    CreateBucket(&'static str, #[source] jetstream::context::CreateStreamError),
     /// Looking a consumer up.
     #[error("look up consumer {0}")]
     GetConsumer(String, #[source] jetstream::context::ConsumerInfoError),
@@ -505,10 +506,11 @@ impl Streams<'_> {
         }
         let mut max_bytes = -1;
         loop {
-            let created = self.js.create_key_value(bucket.config(self.settings, max_bytes)).await;
+            let created = self.js.create_stream(bucket.config(self.settings, max_bytes)).await;
             let error = match created {
-                Ok(store) => {
+                Ok(_) => {
                     info!(parent: None, bucket = bucket.name, max_bytes, "bucket created");
+                    let store = self.open(bucket).await?;
                     if !bucket.has_ttls {
                         return Ok(store);
                     }
@@ -533,10 +535,7 @@ impl Streams<'_> {
                     return Err(no_room(bucket.name, max_bytes));
                 }
                 // Another process has created the bucket first.
-                error if error.kind() == CreateKeyValueErrorKind::BucketCreate => {
-                    let opened = self.open(bucket).await;
-                    return opened.map_err(|_| StreamsError::CreateBucket(bucket.name, error));
-                }
+                error if is_taken(&error) => return self.open(bucket).await,
                 error => return Err(StreamsError::CreateBucket(bucket.name, error)),
             }
         }
@@ -601,15 +600,25 @@ impl Bucket {
         format!("$KV.{}.{}", self.name, self.keys)
     }
 
-    fn config(&self, settings: &StreamsSettings, max_bytes: i64) -> kv::Config {
-        kv::Config {
-            bucket: self.name.into(),
-            description: self.description.into(),
-            history: 1,
+    /// The stream of a bucket as all clients of NATS make it (its ADR-8), but for its first revision: no
+    /// entry has the revision of one of a former bucket of this name, so that nobody who has read there
+    /// replaces what is here. It holds while less than one write a millisecond comes in the long run.
+    fn config(&self, settings: &StreamsSettings, max_bytes: i64) -> stream::Config {
+        let now = Timestamp::now().unix_micros() / 1000;
+        stream::Config {
+            name: format!("KV_{}", self.name),
+            description: Some(self.description.into()),
+            subjects: vec![format!("$KV.{}.>", self.name)],
+            max_messages_per_subject: 1,
+            max_bytes,
             storage: StorageType::File,
             num_replicas: settings.stream_replicas,
-            max_bytes,
-            ..kv::Config::default()
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
+            first_sequence: u64::try_from(now).ok(),
+            ..stream::Config::default()
         }
     }
 }
