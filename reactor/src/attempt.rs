@@ -170,16 +170,11 @@ impl Attempt {
     async fn begun(&mut self) -> Result<Result<Vec<u8>, Ending>, GivenUp> {
         let stopped = Ending::Process(Ended::Stopped { killed: false });
         let store = self.context.store().await?;
-        let (refreshed, known) = tokio::join!(
-            self.context.refresh(),
-            store.issue(self.key.repository_id, self.key.number)
-        );
-        refreshed?;
-        if self.context.is_quiet() {
-            // The claim is of a bucket that was made anew. Its former one may still have a live run.
+        if !self.context.is_of_bucket_read(&store, &self.run).await? {
+            // This one waits as if its runner were lost.
             return Ok(Err(Ending::RunnerLost));
         }
-        let known = known?;
+        let known = store.issue(self.key.repository_id, self.key.number).await?;
         let change = match self.change.take() {
             Some(change) => Some(change),
             None => {

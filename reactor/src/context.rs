@@ -23,8 +23,8 @@ use crate::{
     instruments::Instruments,
     process::Output,
     rules::{Rule, Rules},
-    run::{Run, RunKey},
-    store::{Extent, Opening, Store, StoreError},
+    run::{Extent, Run, RunKey},
+    store::{Opening, Store, StoreError},
     view::{MARGIN, View},
 };
 
@@ -61,6 +61,8 @@ pub(crate) struct Context {
     /// Wakes what looks at all issues.
     pub(crate) sweep: Notify,
     reading: Mutex<Reading>,
+    /// When the bucket was created that was read last.
+    bucket_created_at: StdMutex<Option<Timestamp>>,
     wrong_rules: StdMutex<Option<String>>,
 }
 
@@ -72,8 +74,6 @@ type Live = HashMap<RunKey, mpsc::Sender<Request>>;
 struct Reading {
     /// Session of the last reading.
     session: u64,
-    /// When the bucket was created, by which another one of the same name is known.
-    created: Option<i128>,
     /// When the last reading that was complete began.
     begun: Option<Instant>,
 }
@@ -125,6 +125,7 @@ impl Context {
             quiet_until: StdMutex::default(),
             sweep: Notify::new(),
             reading: Mutex::default(),
+            bucket_created_at: StdMutex::default(),
             wrong_rules: StdMutex::default(),
         }
     }
@@ -224,17 +225,19 @@ impl Context {
         let begun = Instant::now();
         let store = self.store().await?;
         // The leader's, so that nothing is missing that was written before the call.
-        let Extent { created, last } = store.extent().await?;
-        let was_created = reading.created.replace(created);
+        let Extent { created_at, last } = store.extent().await?;
+        let was_created_at = self.bucket_created_at();
         let is_new_session = reading.session != store.session.number();
         // A broker whose store was lost or restored counts anew. On the same connection a leader that has
         // lost its office may answer with an older revision.
         let counts_anew = is_new_session && self.view(|view| view.revision > last);
-        if counts_anew || was_created.is_some_and(|was| was != created) {
+        if counts_anew || was_created_at.is_some_and(|was| was != created_at) {
             self.is_another_bucket();
         } else if is_new_session {
             self.view(|view| view.was_away(Instant::now()));
         }
+        // Last: from here on a claim in this bucket may begin.
+        *self.bucket_created_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(created_at);
         reading.session = store.session.number();
         let read = self.read_until(&store, last).await;
         match &read {
@@ -246,6 +249,28 @@ impl Context {
             Err(_) => reading.session = 0,
         }
         read
+    }
+
+    /// Whether a claim is of the bucket that was read last. One in another bucket may be of a run that goes
+    /// on by the former.
+    ///
+    /// # Errors
+    /// If the broker fails.
+    pub(crate) async fn is_of_bucket_read(
+        &self,
+        store: &Store,
+        claimed: &Run,
+    ) -> Result<bool, StoreError> {
+        let read = self.bucket_created_at();
+        // Entries of a former version do not say, and those of a restored bucket may name the original.
+        let is_read = read.is_some()
+            && (claimed.bucket_created_at == read
+                || Some(store.extent().await?.created_at) == read);
+        Ok(is_read && !self.is_quiet())
+    }
+
+    fn bucket_created_at(&self) -> Option<Timestamp> {
+        *self.bucket_created_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the runs of a bucket that is not there any more. Whoever has one of them ends it within
@@ -268,7 +293,7 @@ impl Context {
     }
 
     /// Whether former runs may still have to end, so that nothing begins.
-    pub(crate) fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         let until = *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
     }

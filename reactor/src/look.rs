@@ -142,14 +142,14 @@ pub(crate) async fn at_run(
             }
         }
         // Only a first entry needs it, so that no run of a removed one had the same.
-        let first_generation = match (&found, &want) {
-            (None, Want::Yes(_)) => store.extent().await?.last + 1,
-            _ => 0,
+        let bucket = match (&found, &want) {
+            (None, Want::Yes(_)) => Some(store.extent().await?),
+            _ => None,
         };
         let look = Look {
             want: &want,
             rule: rule.map(AsRef::as_ref),
-            first_generation,
+            bucket,
             issue: &known.issue.issue,
             delivery_id: &known.issue.delivery_id,
             // What has been known for long is not what ends it.

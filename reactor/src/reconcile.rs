@@ -8,7 +8,7 @@ use contract::timestamp::Timestamp;
 use crate::{
     process::Ended,
     rules::{CLOSED, DELETED, OnRestart, RULE_GONE, Rule, UNASSIGNED, Want},
-    run::{Desired, Ending, Phase, Run},
+    run::{Desired, Ending, Extent, Phase, Run},
 };
 
 /// An hour, in seconds.
@@ -33,8 +33,9 @@ pub struct Look<'a> {
     pub want: &'a Want,
     /// The rule, as far as this runner has it.
     pub rule: Option<&'a Rule>,
-    /// Generation of a run without an entry: one that no run of this issue and rule has had.
-    pub first_generation: u64,
+    /// The bucket, where there is no entry of the run. Its last revision is larger than each generation that
+    /// a run of this issue and rule has had.
+    pub bucket: Option<Extent>,
     /// `owner/name#number`.
     pub issue: &'a str,
     /// The delivery that led to the issue's state.
@@ -166,7 +167,14 @@ fn queue(before: Option<&Run>, look: &Look<'_>) -> Step {
     }
     let told = look.told;
     let run = Run {
-        generation: before.map_or(look.first_generation, |run| run.generation + 1),
+        generation: before.map_or_else(
+            || look.bucket.map_or(1, |bucket| bucket.last + 1),
+            |run| run.generation + 1,
+        ),
+        bucket_created_at: before.map_or_else(
+            || look.bucket.map(|bucket| bucket.created_at),
+            |run| run.bucket_created_at,
+        ),
         desired: Desired::Run,
         phase: if too_many { Phase::Failed } else { Phase::Waiting },
         issue: look.issue.to_owned(),
@@ -337,6 +345,7 @@ pub fn again_by_hand(run: &Run, now: Timestamp) -> Option<Run> {
         delivery_id: run.delivery_id.clone(),
         traceparent: run.traceparent.clone(),
         recent: run.recent.clone(),
+        bucket_created_at: run.bucket_created_at,
         grace_secs: run.grace_secs,
         on_restart: run.on_restart,
         is_call: run.is_call,
@@ -406,7 +415,7 @@ mod tests {
     fn look<'a>(want: &'a Want, rule: &'a Rule, told: Option<&'a Told>) -> Look<'a> {
         let delivery_id = told.map_or("", |told| &told.delivery_id);
         let (rule, issue) = (Some(rule), "acme/widgets#7");
-        Look { want, rule, first_generation: 1, issue, delivery_id, told, now: at(100) }
+        Look { want, rule, bucket: None, issue, delivery_id, told, now: at(100) }
     }
 
     fn written(step: Step) -> Option<Run> {
@@ -735,7 +744,8 @@ mod tests {
                 let run = entry.as_ref().map(|(run, _)| run);
                 let looked = |want: &Want| {
                     let told = Told { sequence: last + 1, ..told(9) };
-                    let look = Look { first_generation: last + 1, ..look(want, &rule, Some(&told)) };
+                    let bucket = Some(Extent { created_at: at(0), last });
+                    let look = Look { bucket, ..look(want, &rule, Some(&told)) };
                     written(reconcile(run, &look))
                 };
                 let exits = Ending::Process(Ended::Exited(0));

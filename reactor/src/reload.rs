@@ -120,7 +120,7 @@ async fn end(context: &Arc<Context>, key: &RunKey) -> Result<(), StoreError> {
         let look = Look {
             want: &Want::No(RULE_GONE),
             rule: None,
-            first_generation: 0,
+            bucket: None,
             issue: &run.issue,
             delivery_id: &run.delivery_id,
             told: None,

@@ -19,6 +19,15 @@ use crate::{
 /// Bytes of the end of the output that an entry keeps. The runner of a live run keeps more.
 pub const KEPT_OUTPUT: usize = 4 * 1024;
 
+/// Which bucket of runs there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// When it was created, by the broker's clock. Another one of the same name is known by it.
+    pub created_at: Timestamp,
+    /// Its last revision.
+    pub last: u64,
+}
+
 /// One run of a rule for an issue: what is wanted of it, and how far it is.
 ///
 /// It is replaced by compare-and-set alone.
@@ -73,6 +82,10 @@ pub struct Run {
     /// Not before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// When the bucket was created to which the first entry was written. Another bucket of the name has none
+    /// of these runs, and may have one that goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket_created_at: Option<Timestamp>,
     /// When it was queued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued_at: Option<Timestamp>,

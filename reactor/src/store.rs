@@ -26,6 +26,7 @@ use contract::{
     issue_state::{self, KnownIssue},
     names::CHANGES_PREFIX,
     subject::escape,
+    timestamp::Timestamp,
 };
 use serde::Deserialize;
 use service::{
@@ -45,7 +46,7 @@ use thiserror::Error;
 
 use crate::{
     look::Cause,
-    run::{Run, RunKey},
+    run::{Extent, Run, RunKey},
 };
 
 /// Subject of the message that has runners look at an entry at once. Its payload is the key.
@@ -173,15 +174,6 @@ pub(crate) struct Store {
     has_ttls: Arc<AtomicBool>,
     findings: Arc<Findings>,
     one_by_one: Arc<Mutex<OneByOne>>,
-}
-
-/// Which bucket of runs there is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent {
-    /// When it was created, in nanoseconds since 1970.
-    pub(crate) created: i128,
-    /// Its last revision.
-    pub(crate) last: u64,
 }
 
 /// How a store is opened.
@@ -318,7 +310,9 @@ impl Store {
     /// Which bucket of runs it is, and how far it goes.
     pub(crate) async fn extent(&self) -> Result<Extent, StoreError> {
         let info = self.runs.stream.get_info().await.map_err(StoreError::Extent)?;
-        Ok(Extent { created: info.created.unix_timestamp_nanos(), last: info.state.last_sequence })
+        let micros = i64::try_from(info.created.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX);
+        let created_at = Timestamp::from_unix_micros(micros);
+        Ok(Extent { created_at, last: info.state.last_sequence })
     }
 
     /// What is known of an issue. None if nothing was ever decided about it.
