@@ -103,6 +103,9 @@ impl From<ShownError> for AnswerError {
 pub enum Mode {
     /// It is.
     Publish,
+    /// It is, also if the stream has had the same event within its dedup window: what that led to may be
+    /// lost.
+    PublishAgain,
     /// Only a look.
     Look,
 }
@@ -133,7 +136,9 @@ pub async fn answer(
         };
         let Answer { value: issue, date, .. } = *issue;
         match mode {
-            Mode::Publish => context.note_shown(states, repository_id).await?,
+            Mode::Publish | Mode::PublishAgain => {
+                context.note_shown(states, repository_id).await?;
+            }
             Mode::Look => context.shown.remember(repository_id),
         }
         let known = entry.as_ref().map(|entry| &entry.known);
@@ -143,7 +148,7 @@ pub async fn answer(
         let is_open_second =
             matches!((issue.line.updated_at, date), (Some(at), Some(now)) if at >= now);
         // Gitea's clock may have been set back, so this is no condition.
-        if is_open_second && attempt == 0 && mode == Mode::Publish {
+        if is_open_second && attempt == 0 && mode != Mode::Look {
             tokio::time::sleep(SECOND).await;
             continue;
         }
@@ -216,12 +221,16 @@ async fn tell(
     states: &States,
     question: &Question,
     mode: Mode,
-    found: Found,
+    mut found: Found,
 ) -> Result<Answered, AnswerError> {
-    if mode == Mode::Publish {
+    if mode != Mode::Look {
         let in_trace = question.raised_by.is_some();
-        let is_new =
-            publish::publish(context, &states.session, found.event.clone(), in_trace).await?;
+        let publish = |event| publish::publish(context, &states.session, event, in_trace);
+        let mut is_new = publish(found.event.clone()).await?;
+        if !is_new && mode == Mode::PublishAgain {
+            found.event.delivery.id = snapshot::another_id(&found.event.delivery);
+            is_new = publish(found.event.clone()).await?;
+        }
         if is_new {
             context.instruments.told(&found.event);
         }
@@ -264,7 +273,7 @@ async fn find(
         // The token may read issues alone. Gitea redirects from former names, as long as nobody else
         // has them. A repository that shows no list, or another one, may be there.
         Err(ApiError::Forbidden { .. }) => {
-            return listed_or_missing(context, question, owner, name).await;
+            return listed_or_missing(context, question, (owner, name), false).await;
         }
         Err(error) => return Err(error.into()),
     };
@@ -278,7 +287,7 @@ async fn find(
             return Ok(Place::Found(Box::new(found)));
         }
     }
-    listed_or_missing(context, question, owner_now, name_now).await
+    listed_or_missing(context, question, (owner_now, name_now), true).await
 }
 
 /// An issue that Gitea does not show, of a repository that it does not deny, is missing only if the
@@ -286,11 +295,11 @@ async fn find(
 async fn listed_or_missing(
     context: &Context,
     question: &Question,
-    owner: &str,
-    repository: &str,
+    (owner, repository): (&str, &str),
+    is_named: bool,
 ) -> Result<Place, AnswerError> {
     let Question { repository_id, number, .. } = *question;
-    let wanted = Wanted { owner, repository, repository_id, number };
+    let wanted = Wanted { owner, repository, repository_id, number, is_named };
     match listed::is_listed(context, wanted).await? {
         Some(true) => Err(AnswerError::Listed),
         Some(false) => Ok(Place::Missing),

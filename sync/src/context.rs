@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 use crate::{
     entries::EntryError,
     instruments::Instruments,
+    queue::IN_HAND,
     settings::AccessSettings,
     shown::{Shown, ShownError},
     states::States,
@@ -38,7 +39,9 @@ const LOOK: Duration = Duration::from_secs(30);
 /// How long a look at what the jobs use holds.
 const TRUST: Duration = Duration::from_secs(15);
 
-/// What an answer may take beside the time of its requests: their places in the budget.
+/// Requests that one answer may take, one after the other.
+const REQUESTS: usize = 4;
+/// What an answer may take beside the time of its requests.
 const LATE: Duration = Duration::from_secs(30);
 
 /// What all jobs share.
@@ -94,6 +97,14 @@ pub enum StoresError {
     Streams(#[from] StreamsError),
 }
 
+/// How long the requests for one answer may take while each waits for its place among all that ask: the
+/// answers of both lanes, and the two sweeps.
+fn longest(timeout: Duration, at_once: usize) -> Duration {
+    let asking = Lane::ALL.len() * IN_HAND + 2;
+    let rounds = REQUESTS * asking.div_ceil(at_once.max(1));
+    timeout * u32::try_from(rounds).unwrap_or(u32::MAX) + LATE
+}
+
 impl Context {
     /// A context on `broker`, with a client of its own.
     ///
@@ -109,7 +120,7 @@ impl Context {
         Ok(Self {
             broker,
             client,
-            longest: access.timeout * 4 + LATE,
+            longest: longest(access.timeout, access.at_once),
             source: access.url.clone(),
             instruments,
             trouble: Trouble::default(),
@@ -224,5 +235,18 @@ impl Context {
     /// Forgets that the stream of events was fit.
     pub(crate) async fn look_again(&self) {
         *self.looked.lock().await = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_may_take_as_long_as_all_who_ask_at_once() {
+        for (at_once, timeout, expected) in [(100, 30, 150), (4, 30, 630), (1, 1, 102)] {
+            let timeout = Duration::from_secs(timeout);
+            assert_eq!(longest(timeout, at_once), Duration::from_secs(expected), "{at_once}");
+        }
     }
 }

@@ -90,6 +90,7 @@ async fn run(
     let holder = Uuid::new_v4().to_string();
     while let Some(mut claim) = Claim::win(&context, &holder, &stop).await {
         let _ = asks.send(true);
+        context.shown.forget();
         let over = stop.child_token();
         let gap = Arc::new(Notify::new());
         let presence = Arc::<Presence>::default();

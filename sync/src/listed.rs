@@ -14,6 +14,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) repository: &'a str,
     pub(crate) repository_id: i64,
     pub(crate) number: u64,
+    /// Gitea has said that the repository of this id has this name. Otherwise it may be another's now, and
+    /// an empty list does not tell whose it is.
+    pub(crate) is_named: bool,
 }
 
 /// Whether the list of the repository holds the issue. None if that cannot be told.
@@ -26,6 +29,9 @@ pub(crate) async fn is_listed(
 ) -> Result<Option<bool>, ApiError> {
     let Some(first) = page(context, wanted, 1).await? else { return Ok(None) };
     let Some(total) = first.total else { return Ok(None) };
+    if first.numbers.is_empty() && !wanted.is_named {
+        return Ok(None);
+    }
     // A page may be clamped, and the last one is short.
     let size = first.numbers.len() as u64;
     let (mut low, mut high) = (1, total.div_ceil(size.max(1)).max(1));

@@ -34,6 +34,8 @@ const KEY: &str = "missed";
 /// Seconds before the last complete sweep that are swept again. A change has the time at which it
 /// began, and may be written later.
 const OVERLAP: i64 = 120;
+/// Seconds by which the clock of `Date` is taken to be ahead at most.
+const MOST_AHEAD: i64 = 3600;
 /// Issues of a page that are compared at once.
 const AT_ONCE: usize = 8;
 /// Questions that may wait while a sweep raises more.
@@ -202,7 +204,10 @@ impl Missed {
     /// Asks for what is new. If that is one page, the sweep is complete. `last` is the second up to which
     /// all was complete, and when that was so by our clock.
     async fn begin(&self, stores: &Stores, last: Option<(i64, i64)>) -> Result<Begun, SweepError> {
-        let Some((complete, swept_at)) = last else { return self.begin_first().await };
+        let Some((complete, swept_at)) = last else {
+            self.context.shown.forget();
+            return self.begin_first().await;
+        };
         let mut since = complete.saturating_sub(OVERLAP).max(1);
         let (mut lines, mut page, mut until) = self.list_since(since).await?;
         let passed = now().saturating_sub(swept_at).max(0);
@@ -266,7 +271,8 @@ impl Missed {
         compared: Option<u64>,
     ) -> Result<(), SweepError> {
         let token_id = self.context.token_id().to_owned();
-        let (complete_until, swept_at) = (Some(until), Some(now()));
+        let swept_at = now();
+        let (complete_until, swept_at) = (Some(known_until(until, swept_at)), Some(swept_at));
         let kept = Kept { complete_until, swept_at, token_id, under_way: None };
         entries::replace(&stores.states, KEY, &kept, revision).await?;
         self.context.instruments.swept(now());
@@ -303,7 +309,18 @@ impl Missed {
     ) -> Result<(), SweepError> {
         let (repository_id, number) = (line.repository.id, line.number);
         self.context.note_shown(&stores.states, repository_id).await?;
-        let entry = stores.states.get(repository_id, number).await?;
+        let entry = match stores.states.get(repository_id, number).await {
+            Ok(entry) => entry,
+            // Of a later version, or of somebody's hand. It must not keep the sweep from all others.
+            Err(error @ StateError::Decode(_)) => {
+                let repository = &line.repository;
+                let issue = format!("{}/{}#{number}", repository.owner, repository.name);
+                let error = format!("{issue}: {}", Causes(&error));
+                self.context.trouble.failed(&error, "an issue is passed over by the sweep");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
         let cause = match difference(entry.as_ref().map(|entry| &entry.known), &line) {
             Difference::None => return Ok(()),
             // Nothing is told of it, so that the list says enough.
@@ -340,6 +357,13 @@ impl Missed {
     }
 }
 
+/// The second up to which a sweep is taken for complete, of that which `Date` says. What answers it may be
+/// a proxy whose clock is ahead of Gitea's: what came in between would never be listed. `now` is by our
+/// clock. One that is far behind has the next sweep list an hour too much.
+fn known_until(date: i64, now: i64) -> i64 {
+    date.min(now.max(date.saturating_sub(MOST_AHEAD)))
+}
+
 /// How a sweep begins.
 enum Begun {
     /// One page held all of it.
@@ -374,4 +398,24 @@ async fn list(
 
 pub(crate) fn second(second: i64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(second).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_ahead_of_our_clock_leaves_no_hole() {
+        for (date, now, expected) in [
+            (1_000_000, 1_000_000, 1_000_000),
+            (1_000_000, 1_000_500, 1_000_000),
+            // A proxy, or a clock of ours that is a little behind.
+            (1_000_600, 1_000_000, 1_000_000),
+            // A clock of ours that is a year behind.
+            (1_000_000, 0, 996_400),
+            (i64::MIN, 0, i64::MIN),
+        ] {
+            assert_eq!(known_until(date, now), expected, "{date} {now}");
+        }
+    }
 }

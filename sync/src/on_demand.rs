@@ -139,7 +139,7 @@ impl OnDemand {
         // Nobody reads the metrics of a command.
         let instruments = Arc::new(Instruments::new(&global::meter("sync")));
         let context = Context::new(broker, access, streams, instruments)?;
-        let mode = if dry_run { Mode::Look } else { Mode::Publish };
+        let mode = if dry_run { Mode::Look } else { Mode::PublishAgain };
         Ok(Self { context, presence: Presence::default(), mode })
     }
 
@@ -234,7 +234,14 @@ impl OnDemand {
                 }
                 report.compared += 1;
                 self.context.shown.remember(key.0);
-                let entry = states.get(key.0, key.1).await?;
+                let entry = match states.get(key.0, key.1).await {
+                    Ok(entry) => entry,
+                    Err(error @ StateError::Decode(_)) => {
+                        report.cannot_compare(&question(&line, SyncCause::Asked), &error.into());
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 match difference(entry.as_ref().map(|entry| &entry.known), &line) {
                     Difference::None => {}
                     Difference::Unknown => report.unknown += 1,

@@ -39,7 +39,7 @@ use crate::{
 /// How long an issue must be quiet before Gitea is asked about it. A burst ends in one question.
 const QUIET: Duration = Duration::from_secs(2);
 /// Questions in hand at once. The budget of requests is the real limit.
-const IN_HAND: usize = 8;
+pub(crate) const IN_HAND: usize = 8;
 /// How long a request for messages waits at the broker.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// Pauses while the broker fails.
@@ -286,6 +286,8 @@ fn wait(question: &Question, delivered: u64, now: Timestamp, gone_after: Duratio
     match question.missing_since {
         None if delivered == 1 => QUIET,
         None => Duration::ZERO,
+        // A clock was ahead. It has been put off by now, unless the message came sooner once.
+        Some(since) if since > now && delivered > 2 => Duration::ZERO,
         Some(since) => {
             let over = now.unix_micros().saturating_sub(since.unix_micros());
             gone_after.saturating_sub(Duration::from_micros(u64::try_from(over).unwrap_or(0)))
@@ -361,6 +363,7 @@ mod tests {
             (Some(0), 2, 300, Duration::ZERO),
             // The clock was set back.
             (Some(1000), 2, 0, gone_after),
+            (Some(1000), 3, 0, Duration::ZERO),
         ] {
             let question = Question {
                 repository_id: 1,

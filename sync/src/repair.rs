@@ -129,9 +129,10 @@ impl Repair {
             entries::get::<Kept>(&stores.states, KEY).await?.unwrap_or_default();
         let interval = i64::try_from(self.interval.as_secs()).unwrap_or(i64::MAX);
         if kept.complete {
-            // A clock that was set back must not put the next round off for long.
-            let left = (kept.began_at.saturating_add(interval) - now()).min(interval);
-            if left > 0 {
+            let passed = now().saturating_sub(kept.began_at);
+            let left = interval.saturating_sub(passed);
+            // A round that began in the future was begun by a clock that was ahead, and says nothing.
+            if passed >= 0 && left > 0 {
                 return Ok(Duration::from_secs(left.unsigned_abs()).min(Duration::from_secs(60)));
             }
             kept = Kept::default();

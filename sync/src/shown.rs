@@ -59,6 +59,11 @@ impl Shown {
         noted.insert(repository_id);
     }
 
+    /// Has everything noted once more: the bucket may be another one.
+    pub(crate) fn forget(&self) {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Notes that Gitea has shown a repository, once.
     pub(crate) async fn note(&self, states: &States, repository_id: i64) -> Result<(), EntryError> {
         if self.is_noted(repository_id) {

@@ -179,11 +179,21 @@ fn delivery_id(repository_id: i64, number: u64, known: &str, digest: &[u8; 32]) 
     let mut hash = Sha256::new();
     hash.update(format!("synced {repository_id} {number} {known} "));
     hash.update(digest);
-    let hash: [u8; 32] = hash.finalize().into();
+    of_hash(hash.finalize().into())
+}
+
+fn of_hash(hash: [u8; 32]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     // RFC 9562, version 8: bits of our own.
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+/// An id for an answer that is told once more. Where the first one did take effect, the worker finds this
+/// one outrun, and nothing comes of it.
+pub(crate) fn another_id(delivery: &Delivery) -> String {
+    let text = format!("again {} {}", delivery.id, delivery.received_at.unix_micros());
+    of_hash(Sha256::digest(text).into()).to_string()
 }
 
 /// The last act of each kind and person, in their order.

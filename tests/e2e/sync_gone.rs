@@ -157,3 +157,30 @@ async fn what_was_taken_for_gone_and_is_there_comes_back() {
     let told: Vec<String> = synced.told(&known).await.iter().map(short).collect();
     assert!(told.last().expect("changes").ends_with("assigned +bot by maria"), "{told:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_repository_of_the_former_name_without_issues_proves_nothing() {
+    let mut synced = Synced::start_without_worker(&FLAGS).await;
+    // It may not ask for a repository by its id.
+    synced.use_scopes(&["read:issue"]);
+    synced.start_worker().await;
+    let gitea = &synced.gitea;
+    gitea.advance(-60);
+    let known = issues(gitea, synced.widgets, 4, &["bot"]);
+    let other = gitea.add_repository("acme", "other");
+    let all = [&known[..], &issues(gitea, other, 1, &["tom"])].concat();
+    gitea.use_real_clock();
+    synced.equal(&all).await;
+    gitea.set_delivering(false);
+    gitea.rename_repository(synced.widgets, "elsewhere");
+    gitea.add_repository("acme", "widgets");
+    let worker = synced.worker.as_ref().expect("a worker");
+    let answers = async |outcome| worker.total("coordinator_sync_answers_total", outcome).await;
+    let before = answers("same").await;
+    // Each of them, twice.
+    wait::until("answers", || async { (answers("same").await >= before + 8.0).then_some(()) })
+        .await;
+    assert_eq!(answers("missing").await, 0.0);
+    let told: Vec<String> = synced.told(&all).await.iter().map(short).collect();
+    assert!(told.iter().all(|told| told.starts_with("assigned")), "{told:?}");
+}

@@ -1,6 +1,10 @@
 //! What no webhook told is found by sweeps.
 
-use contract::issue_state::Lifecycle;
+use contract::{
+    issue_state::{self, Lifecycle},
+    names,
+};
+use futures::TryStreamExt;
 use tests::{
     bus,
     check::Key,
@@ -134,4 +138,46 @@ async fn changes_during_a_sweep_are_found_by_it_or_by_the_next() {
     gitea.deliver_to(&tests::synced::webhook(&synced.ingest), SECRET);
     synced.equal(&all).await;
     synced.told(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_cannot_be_read_keeps_the_sweep_from_no_other() {
+    let synced = Synced::start(&["--sync-interval-secs", "1"]).await;
+    let gitea = &synced.gitea;
+    gitea.advance(-60);
+    let known = issues(gitea, synced.widgets, 2, &["bot"]);
+    synced.equal(&known).await;
+    let states = synced.js.get_key_value(names::ISSUE_STATE).await.expect("the bucket");
+    let key = issue_state::key(known[0].0, known[0].1);
+    states.put(key, "{\"state\":".into()).await.expect("written");
+    gitea.set_delivering(false);
+    gitea.use_real_clock();
+    for (repository, number) in &known {
+        gitea.set_assignees(*repository, *number, &["tom"], "maria");
+    }
+    synced.equal(&known[1..]).await;
+    // One may be under way that began before.
+    let mut revision = synced.sweep().await.expect("a sweep").0;
+    for _ in 0..2 {
+        revision = synced.swept_after(revision).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gitea_has_shown_is_noted_again_in_another_bucket() {
+    let synced = Synced::start(&["--sync-interval-secs", "1"]).await;
+    let gitea = &synced.gitea;
+    gitea.advance(-60);
+    let known = issues(gitea, synced.widgets, 1, &["bot"]);
+    gitea.use_real_clock();
+    synced.equal(&known).await;
+    let shown = async || {
+        let Ok(bucket) = synced.js.get_key_value(names::SYNC).await else { return None };
+        let keys: Vec<String> =
+            bucket.keys().await.expect("keys").try_collect().await.expect("keys");
+        keys.iter().any(|key| key.starts_with("shown.")).then_some(())
+    };
+    wait::until("a note", shown).await;
+    synced.js.delete_key_value(names::SYNC).await.expect("deleted");
+    wait::until("a note", shown).await;
 }

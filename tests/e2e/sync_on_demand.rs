@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use contract::{change::ChangeKind, issue_state::Lifecycle};
+use contract::{change::ChangeKind, issue_state::Lifecycle, names};
 use serde_json::Value;
 use tests::{
     bus,
@@ -89,6 +89,30 @@ async fn what_differs_is_shown_and_told_at_once() {
     assert!(code == DIFFERS && shown.contains("acme/widgets#2  open, bot  gone"), "{shown}");
     synced.equal(&all).await;
     synced.told(&all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_told_is_told_once_more_where_its_state_was_lost() {
+    let synced = Synced::start(&[]).await;
+    let gitea = &synced.gitea;
+    gitea.set_delivering(false);
+    gitea.advance(-60);
+    let issue = NewIssue { assignees: &["bot"], ..NewIssue::default() };
+    let known = [(synced.widgets, gitea.create_issue(synced.widgets, "maria", &issue))];
+    gitea.use_real_clock();
+    let tell = async || {
+        let (code, shown) = sync(&synced, &["--issue", "acme/widgets#1"]).await;
+        assert_eq!(code, DIFFERS, "{shown}");
+        synced.equal(&known).await;
+    };
+    tell().await;
+    synced.js.delete_key_value(names::ISSUE_STATE).await.expect("deleted");
+    wait::until("another bucket", || async {
+        synced.js.get_key_value(names::ISSUE_STATE).await.ok()
+    })
+    .await;
+    // The same answer to the same state has the same id, within the dedup window.
+    tell().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

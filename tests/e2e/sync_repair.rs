@@ -1,6 +1,6 @@
 //! What Gitea changes without a trace is found by the repair.
 
-use contract::change::Change;
+use contract::{change::Change, names};
 use tests::{
     bus,
     check::Key,
@@ -112,4 +112,19 @@ async fn issues_that_are_switched_off_are_not_gone() {
     gitea.set_has_issues(synced.widgets, true);
     synced.equal(&issues).await;
     synced.told(&issues).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_a_clock_in_the_future_began_puts_off_no_other() {
+    let synced = Synced::start(&FLAGS).await;
+    let gitea = &synced.gitea;
+    gitea.advance(-60);
+    let issues = [issue(gitea, synced.widgets, &["bot", "tom"])];
+    gitea.use_real_clock();
+    synced.equal(&issues).await;
+    let kept = r#"{"next":1,"last":1,"began_at":99999999999,"complete":true}"#;
+    let bucket = synced.js.get_key_value(names::SYNC).await.expect("the bucket");
+    bucket.put("repair", kept.into()).await.expect("written");
+    gitea.remove_collaborator(synced.widgets, "bot");
+    synced.equal(&issues).await;
 }

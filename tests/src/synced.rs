@@ -111,6 +111,11 @@ impl Synced {
         self.token = self.gitea.add_token(login, login, &["all"]);
     }
 
+    /// Gives the worker that starts next a token of the admin with these scopes.
+    pub fn use_scopes(&mut self, scopes: &[&str]) {
+        self.token = self.gitea.add_token("scopes", "maria", scopes);
+    }
+
     /// The token of Gitea's API.
     pub fn token(&self) -> &str {
         &self.token

@@ -15,6 +15,9 @@ service::settings! {
     }
 }
 
+/// Types of hooks whose deliveries ingest reads: Gitea and Forgejo send the same through all of them.
+pub(crate) const HOOK_KINDS: [&str; 3] = ["gitea", "gogs", "forgejo"];
+
 /// Where Gitea's API is, and access to it.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[group(skip)]

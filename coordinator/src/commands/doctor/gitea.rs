@@ -219,9 +219,10 @@ fn user_told(account: &Result<Account, ApiError>) -> Check {
         Ok(Account { user, .. }) => {
             Check::ok(name, format!("{}, who sees what they may read", user.login))
         }
-        Err(ApiError::Forbidden { .. }) => {
-            Check::skipped(name, "the token lacks read:user, which nothing but this check needs")
-        }
+        Err(ApiError::Forbidden { .. }) => Check::skipped(
+            name,
+            "the token lacks read:user, so that an administrator's is not known as one",
+        ),
         Err(error) => Check::warning(name, Causes(error).to_string(), "see Gitea's log"),
     }
 }

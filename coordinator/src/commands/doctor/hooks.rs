@@ -1,12 +1,13 @@
 //! The webhooks in Gitea that post to us, as far as the token may see them.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use gitea::{Account, ApiError, Client, Hook, HookScope};
 use reqwest::Url;
 use service::{causes::Causes, settings::text};
 
 use super::{DoctorArgs, report::Check};
+use crate::commands::gitea_access::HOOK_KINDS;
 
 /// Repositories and owners whose hooks are looked at, so that the look has an end.
 const MOST_REPOSITORIES: usize = 20;
@@ -17,8 +18,6 @@ const MOST_PAGES: u32 = 3;
 const PATH: &str = "/webhook/gitea";
 /// What has to be sent. `issues_only` reads back as `issues`.
 const NEEDED: [&str; 2] = ["issues", "issue_assign"];
-/// Types of hooks whose deliveries are read.
-const KINDS: [&str; 3] = ["gitea", "gogs", "forgejo"];
 
 /// A hook that posts to us.
 pub(super) struct Found {
@@ -43,6 +42,8 @@ struct Seen {
     lists: usize,
     /// Why others could not, each once.
     unseen: Vec<String>,
+    /// Ids of the default hooks.
+    defaults: BTreeSet<i64>,
 }
 
 impl Wanted {
@@ -75,13 +76,14 @@ impl Wanted {
                 "see Gitea's log",
             )),
         }
-        checks.extend(seen.found.iter().map(|found| self.one_told(found)));
+        checks.extend(seen.found.iter().map(|found| self.one_told(found, &seen.defaults)));
         seen.found
     }
 
     async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(), ApiError> {
         if self.account.as_ref().is_none_or(|account| account.is_admin) {
             self.list(client, HookScope::System, seen).await?;
+            seen.defaults = default_hooks(client).await?;
         }
         self.list(client, HookScope::User, seen).await?;
         for owner in &self.owners {
@@ -162,7 +164,7 @@ impl Wanted {
         if hook.content_type.is_none() {
             faults.push("its content type is neither application/json nor the form".to_owned());
         }
-        if !KINDS.contains(&hook.kind.as_str()) {
+        if !HOOK_KINDS.contains(&hook.kind.as_str()) {
             faults.push(format!("it is of the type {}, whose payload is another", hook.kind));
         }
         faults
@@ -172,13 +174,20 @@ impl Wanted {
         self.faults(hook).is_empty()
     }
 
-    fn one_told(&self, found: &Found) -> Check {
+    fn one_told(&self, found: &Found, defaults: &BTreeSet<i64>) -> Check {
         let Found { scope, hook } = found;
         let name = format!("hook {} of {}", hook.id, Scope(scope));
         let (faults, target) = (self.faults(hook), shown(&hook.url));
         if !faults.is_empty() {
             let remedy = format!("run `coordinator register {}`, or edit it in Gitea", flag(scope));
             return Check::wrong(name, format!("{} (to {target})", faults.join("; ")), remedy);
+        }
+        if found.scope == HookScope::System && defaults.contains(&hook.id) {
+            let found = format!(
+                "to {target}; this Gitea does not tell whether it is a default hook, which sends nothing"
+            );
+            let remedy = "look under Site Administration, Webhooks: it belongs to System Webhooks";
+            return Check::warning(name, found, remedy);
         }
         match &self.url {
             Some(url) if !same_address(url, &hook.url) => {
@@ -240,6 +249,20 @@ impl Wanted {
         let some = without.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         Check::warning(name, format!("{found}; none that works is seen for {some}"), register)
     }
+}
+
+/// Ids of the default hooks. Older versions have them among those of the system too.
+async fn default_hooks(client: &Client) -> Result<BTreeSet<i64>, ApiError> {
+    let mut ids = BTreeSet::new();
+    for page in 1..=MOST_PAGES {
+        match client.default_hooks(page).await {
+            Ok(answer) if answer.value.is_empty() => break,
+            Ok(answer) => ids.extend(answer.value.iter().map(|hook| hook.id)),
+            Err(ApiError::NotFound { .. } | ApiError::Forbidden { .. }) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ids)
 }
 
 /// A scope in words.
@@ -352,12 +375,18 @@ mod tests {
             (hook(&["push"], true, "json"), Outcome::Wrong, "issues and issue_assign"),
             (hook(&["issue_assign", "issues"], true, "xml"), Outcome::Wrong, "content type"),
         ] {
-            let check = wanted.one_told(&Found { scope: of_repository("acme", "widgets"), hook });
+            let found = Found { scope: of_repository("acme", "widgets"), hook };
+            let check = wanted.one_told(&found, &BTreeSet::new());
             assert_eq!(check.outcome, expected, "{}", check.found);
             assert!(check.found.contains(part), "{}", check.found);
         }
         let elsewhere = Wanted { url: Some("https://ingest/webhook/gitea".into()), ..wanted };
-        let check = elsewhere.one_told(&Found { scope: HookScope::System, hook: good() });
+        let of_system = Found { scope: HookScope::System, hook: good() };
+        let check = elsewhere.one_told(&of_system, &BTreeSet::new());
+        assert_eq!(check.outcome, Outcome::Warning, "{}", check.found);
+        // A version that lists default hooks with those of the system.
+        let check = elsewhere.one_told(&of_system, &[of_system.hook.id].into());
+        assert!(check.found.contains("default hook"), "{}", check.found);
         assert_eq!(check.outcome, Outcome::Warning, "{}", check.found);
     }
 
@@ -379,7 +408,8 @@ mod tests {
         ] {
             let found = scopes.into_iter().map(|(scope, hook)| Found { scope, hook }).collect();
             let unseen = Some(unseen.to_owned()).filter(|unseen| !unseen.is_empty());
-            let seen = Seen { found, lists: 1, unseen: unseen.into_iter().collect() };
+            let unseen = unseen.into_iter().collect();
+            let seen = Seen { found, lists: 1, unseen, ..Seen::default() };
             let check = wanted.all_told(&seen);
             assert_eq!(check.outcome, expected, "{}", check.found);
         }

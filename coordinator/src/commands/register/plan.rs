@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use gitea::{ContentType, Hook, HookEdit};
 
 use super::target::{Likeness, Target};
+use crate::commands::gitea_access::HOOK_KINDS;
 
 /// Events of which ingest publishes something, as one asks for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -142,9 +143,8 @@ pub(super) fn ours(hooks: &[Hook], target: &Target) -> BTreeSet<i64> {
     hooks.iter().filter(is_ours).map(|hook| hook.id).collect()
 }
 
-/// Gitea sends the same through hooks of both types.
 fn is_of_our_type(hook: &Hook) -> bool {
-    matches!(hook.kind.as_str(), "gitea" | "gogs")
+    HOOK_KINDS.contains(&hook.kind.as_str())
 }
 
 fn put_right(hook: &Hook, wanted: &Wanted) -> Step {
@@ -289,6 +289,7 @@ mod tests {
             (vec![good(1)], "keep 1"),
             (vec![hook(1, &upper, GOOD, "json", true)], "keep 1"),
             (vec![of_type("gogs", 1, URL, GOOD, "json", true)], "keep 1"),
+            (vec![of_type("forgejo", 1, URL, GOOD, "json", true)], "keep 1"),
             (vec![of_type("slack", 1, URL, GOOD, "json", true)], "create, others [(1, \"slack\")]"),
             (
                 vec![hook(1, URL, &["push"], "json", true)],
