@@ -223,11 +223,13 @@ impl Context {
             return Ok(());
         }
         let begun = Instant::now();
+        let session = std::mem::take(&mut reading.session);
         let store = self.store().await?;
         // The leader's, so that nothing is missing that was written before the call.
         let Extent { created_at, last } = store.extent().await?;
         let was_created_at = self.bucket_created_at();
-        let is_new_session = reading.session != store.session.number();
+        // Nobody may have been able to renew since a reading that failed.
+        let is_new_session = session != store.session.number();
         // A broker whose store was lost or restored counts anew. On the same connection a leader that has
         // lost its office may answer with an older revision.
         let counts_anew = is_new_session && self.view(|view| view.revision > last);
@@ -238,17 +240,10 @@ impl Context {
         }
         // Last: from here on a claim in this bucket may begin.
         *self.bucket_created_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(created_at);
-        reading.session = store.session.number();
-        let read = self.read_until(&store, last).await;
-        match &read {
-            Ok(()) => {
-                reading.begun = Some(begun);
-                self.view(View::is_read);
-            }
-            // Nobody may have been able to renew.
-            Err(_) => reading.session = 0,
-        }
-        read
+        self.read_until(&store, last).await?;
+        (reading.session, reading.begun) = (store.session.number(), Some(begun));
+        self.view(View::is_read);
+        Ok(())
     }
 
     /// Whether a claim is of the bucket that was read last. One in another bucket may be of a run that goes
@@ -287,8 +282,10 @@ impl Context {
             quiet_secs = quiet.as_secs(),
             "the bucket of runs is another one; all issues are looked at, and nothing begins until former runs have ended"
         );
-        let until = Instant::now() + quiet;
-        *self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        let mut until = self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was known of a bucket before that may have a longer grace period.
+        *until = (*until).max(Some(Instant::now() + quiet));
+        drop(until);
         self.sweep.notify_one();
     }
 

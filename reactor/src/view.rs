@@ -93,10 +93,12 @@ impl View {
         self.runs.insert(key, seen);
     }
 
-    /// Forgets a run that was known by this revision, and has no entry any more.
+    /// Forgets a run that was known by this revision, and has no entry any more. Its issue may still want
+    /// one.
     pub(crate) fn is_gone(&mut self, key: &RunKey, revision: u64) {
         if self.runs.get(key).is_some_and(|seen| seen.revision == revision) {
             self.runs.remove(key);
+            self.ended.insert((key.repository_id, key.number));
         }
     }
 
@@ -293,6 +295,11 @@ mod tests {
         assert!(view.of_issue(1, 2).is_empty() && !view.knows(&key(2)));
         assert_eq!(view.listed(10), (vec![key(3), key(4), key(1), key(2)], false));
         assert!(view.listed(2).1);
+        // Somebody has removed an entry.
+        view.is_gone(&key(1), 2);
+        assert!(view.knows(&key(1)), "it was written anew");
+        view.is_gone(&key(1), 1);
+        assert_eq!((view.knows(&key(1)), view.take_ended()), (false, [(1, 1)].into()));
         view.note(key(2), Some(&run(Phase::Waiting, 20)), 8, now);
         assert_eq!(view.listed(10).0.iter().filter(|listed| **listed == key(2)).count(), 1);
     }

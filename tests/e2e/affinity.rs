@@ -106,9 +106,7 @@ async fn a_partition_stays_with_one_worker_while_it_lives() {
     eprintln!("{} moves in {} messages", total.0, total.1);
     assert_eq!(total.1, 3000);
     // Workers that are served in turn move every second message.
-    for (partition, (moved, all)) in &moves {
-        assert!(10 * moved <= *all, "partition {partition}: {moved} moves in {all}");
-    }
+    assert!(20 * total.0 <= total.1, "{} moves: {moves:?}", total.0);
     let [ours, theirs] = [&first, &second].map(|worker| handled(worker, 1).len());
     assert!(ours >= 300 && theirs >= 300, "they do not share: {ours} and {theirs}");
 

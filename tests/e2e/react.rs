@@ -169,6 +169,29 @@ async fn what_runs_has_ended_before_it_begins_anew_in_another_bucket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_queued_again_where_its_entry_was_removed() {
+    let (system, agents) = (System::start().await, Agents::default());
+    agents.write_rules(&Agents::rule("fix", AGENT, "concurrency = 1"));
+    let _runner = runner(&agents, &system, "4");
+    send(&system, Issue::new(1, 1).assigned(&["bot"]), "assigned").await;
+    agents.noted("acme/r1#1", "start", 1).await;
+    send(&system, Issue::new(1, 2).assigned(&["bot"]), "assigned").await;
+    phase(&system, "1.2.fix", "waiting").await;
+    let stream = system.js.get_stream("KV_GITEA_RUNS").await.expect("the bucket");
+    stream.purge().await.expect("purged");
+    // The one that ran is ended first, and one of the two begins then.
+    agents.noted("acme/r1#1", "term", 1).await;
+    let phases = || async {
+        let of = async |key| run_entry(&system.js, key).await["phase"].clone();
+        let mut phases = [of("1.1.fix").await, of("1.2.fix").await];
+        phases.sort_by_key(Value::to_string);
+        phases
+    };
+    let expected = [Value::from("running"), Value::from("waiting")];
+    wait::until_equal("both to be queued again", expected, phases).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rules_are_read_again_and_wrong_ones_change_nothing() {
     let (system, agents) = (System::start().await, Agents::default());
     agents.write_rules(&Agents::rule("fix", AGENT, ""));

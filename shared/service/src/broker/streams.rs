@@ -506,7 +506,13 @@ impl Streams<'_> {
         }
         let mut max_bytes = -1;
         loop {
-            let created = self.js.create_stream(bucket.config(self.settings, max_bytes)).await;
+            let mut wanted = bucket.config(self.settings, max_bytes);
+            // An older server empties a stream with a first sequence at its restart (nats-server's PR 6753).
+            if bucket.counts_on && self.js.client().is_server_compatible(2, 12, 0) {
+                let now = Timestamp::now().unix_micros() / 1000;
+                wanted.first_sequence = u64::try_from(now).ok();
+            }
+            let created = self.js.create_stream(wanted).await;
             let error = match created {
                 Ok(_) => {
                     info!(parent: None, bucket = bucket.name, max_bytes, "bucket created");
@@ -559,6 +565,10 @@ struct Bucket {
     keys: &'static str,
     /// Whether entries have a time after which the broker removes them.
     has_ttls: bool,
+    /// Whether its revisions begin with the time of its creation, in milliseconds since 1970. No entry has
+    /// the revision of one of a former bucket of this name then, so that nobody who has read there replaces
+    /// what is here. It holds while less than one write a millisecond comes in the long run.
+    counts_on: bool,
 }
 
 const ISSUE_STATES: Bucket = Bucket {
@@ -567,6 +577,7 @@ const ISSUE_STATES: Bucket = Bucket {
     description: "What was decided of each issue",
     keys: "*.*",
     has_ttls: false,
+    counts_on: false,
 };
 const SYNC_BUCKET: Bucket = Bucket {
     object: Object::Sync,
@@ -574,6 +585,7 @@ const SYNC_BUCKET: Bucket = Bucket {
     description: "Who asks Gitea, and how far",
     keys: "*",
     has_ttls: false,
+    counts_on: false,
 };
 const RUNS_BUCKET: Bucket = Bucket {
     object: Object::Runs,
@@ -581,6 +593,7 @@ const RUNS_BUCKET: Bucket = Bucket {
     description: "What runs, or waits to, because an issue is assigned",
     keys: "*.*.*",
     has_ttls: true,
+    counts_on: true,
 };
 
 impl Bucket {
@@ -600,11 +613,8 @@ impl Bucket {
         format!("$KV.{}.{}", self.name, self.keys)
     }
 
-    /// The stream of a bucket as all clients of NATS make it (its ADR-8), but for its first revision: no
-    /// entry has the revision of one of a former bucket of this name, so that nobody who has read there
-    /// replaces what is here. It holds while less than one write a millisecond comes in the long run.
+    /// The stream of a bucket as all clients of NATS make it (its ADR-8).
     fn config(&self, settings: &StreamsSettings, max_bytes: i64) -> stream::Config {
-        let now = Timestamp::now().unix_micros() / 1000;
         stream::Config {
             name: format!("KV_{}", self.name),
             description: Some(self.description.into()),
@@ -617,7 +627,6 @@ impl Bucket {
             allow_rollup: true,
             deny_delete: true,
             allow_direct: true,
-            first_sequence: u64::try_from(now).ok(),
             ..stream::Config::default()
         }
     }
