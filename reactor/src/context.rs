@@ -317,6 +317,20 @@ impl Context {
         Ok(())
     }
 
+    /// Reads a run that the view knows. One that has no entry any more is forgotten.
+    pub(crate) async fn run(
+        &self,
+        store: &Store,
+        key: &RunKey,
+    ) -> Result<Option<(Run, u64)>, StoreError> {
+        let seen = self.view(|view| view.revision_of(key));
+        let (run, revision) = store.run(key).await?;
+        if let (None, Some(seen)) = (&run, seen) {
+            self.view(|view| view.is_gone(key, seen));
+        }
+        Ok(run.map(|run| (run, revision)))
+    }
+
     /// Whether there is room for a run of this rule.
     pub(crate) fn has_room(&self, key: &RunKey, rule: &Rule) -> bool {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);

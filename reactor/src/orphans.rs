@@ -137,11 +137,7 @@ pub(crate) async fn answer(context: &Context, session: &Session, key: &RunKey, r
 /// Ends a run that waits for a rule that nobody has.
 async fn end(context: &Arc<Context>, key: &RunKey) -> Result<(), StoreError> {
     let store = context.store().await?;
-    let seen = context.view(|view| view.revision_of(key));
-    let (Some(run), revision) = store.run(key).await? else {
-        context.view(|view| seen.map(|seen| view.is_gone(key, seen)));
-        return Ok(());
-    };
+    let Some((run, revision)) = context.run(&store, key).await? else { return Ok(()) };
     let Some(next) = reconcile::give_up(&run, Timestamp::now()) else { return Ok(()) };
     match store.write(key, &next, revision).await {
         Ok(revision) => {

@@ -165,16 +165,15 @@ fn queue(before: Option<&Run>, look: &Look<'_>) -> Step {
     if !too_many {
         recent.push(now);
     }
+    let (generation, bucket_created_at) = match (before, look.bucket) {
+        (Some(run), _) => (run.generation + 1, run.bucket_created_at),
+        (None, Some(bucket)) => (bucket.last + 1, Some(bucket.created_at)),
+        (None, None) => (1, None),
+    };
     let told = look.told;
     let run = Run {
-        generation: before.map_or_else(
-            || look.bucket.map_or(1, |bucket| bucket.last + 1),
-            |run| run.generation + 1,
-        ),
-        bucket_created_at: before.map_or_else(
-            || look.bucket.map(|bucket| bucket.created_at),
-            |run| run.bucket_created_at,
-        ),
+        generation,
+        bucket_created_at,
         desired: Desired::Run,
         phase: if too_many { Phase::Failed } else { Phase::Waiting },
         issue: look.issue.to_owned(),

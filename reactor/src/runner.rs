@@ -118,11 +118,8 @@ async fn waiting(
     if !context.has_room(key, rule) {
         return Ok(None);
     }
-    let seen = context.view(|view| view.revision_of(key));
-    let (Some(run), revision) = context.store().await?.run(key).await? else {
-        context.view(|view| seen.map(|seen| view.is_gone(key, seen)));
-        return Ok(None);
-    };
+    let store = context.store().await?;
+    let Some((run, revision)) = context.run(&store, key).await? else { return Ok(None) };
     context.view(|view| view.note(key.clone(), Some(&run), revision, Instant::now()));
     let may_begin = reconcile::claim(&run, &context.host, Timestamp::now()).is_some();
     Ok(may_begin.then_some((run, revision)))
@@ -158,10 +155,7 @@ async fn let_expire(context: &Arc<Context>) -> Result<(), StoreError> {
 /// Ends a run whose runner has not renewed it, or has it begin once more.
 async fn take_over(context: &Arc<Context>, key: &RunKey, seen: u64) -> Result<(), StoreError> {
     let store = context.store().await?;
-    let (Some(run), revision) = store.run(key).await? else {
-        context.view(|view| view.is_gone(key, seen));
-        return Ok(());
-    };
+    let Some((run, revision)) = context.run(&store, key).await? else { return Ok(()) };
     if revision != seen || !run.phase.is_held() || context.asked(key).is_some() {
         context.view(|view| view.note(key.clone(), Some(&run), revision, Instant::now()));
         return Ok(());

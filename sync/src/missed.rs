@@ -272,10 +272,14 @@ impl Missed {
     ) -> Result<(), SweepError> {
         let token_id = self.context.token_id().to_owned();
         let swept_at = now();
-        let (complete_until, swept_at) = (Some(known_until(until, swept_at)), Some(swept_at));
-        let kept = Kept { complete_until, swept_at, token_id, under_way: None };
+        let kept = Kept {
+            complete_until: Some(known_until(until, swept_at)),
+            swept_at: Some(swept_at),
+            token_id,
+            under_way: None,
+        };
         entries::replace(&stores.states, KEY, &kept, revision).await?;
-        self.context.instruments.swept(now());
+        self.context.instruments.swept(swept_at);
         if let Some(compared) = compared {
             info!(compared, "a sweep for what was missed is complete");
         }
@@ -313,8 +317,7 @@ impl Missed {
             Ok(entry) => entry,
             // Of a later version, or of somebody's hand. It must not keep the sweep from all others.
             Err(error @ StateError::Decode(_)) => {
-                let repository = &line.repository;
-                let issue = format!("{}/{}#{number}", repository.owner, repository.name);
+                let issue = question(&line, SyncCause::Missed).issue_ref();
                 let error = format!("{issue}: {}", Causes(&error));
                 self.context.trouble.failed(&error, "an issue is passed over by the sweep");
                 return Ok(());

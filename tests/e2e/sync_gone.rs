@@ -162,7 +162,7 @@ async fn what_was_taken_for_gone_and_is_there_comes_back() {
 async fn another_repository_of_the_former_name_without_issues_proves_nothing() {
     let mut synced = Synced::start_without_worker(&FLAGS).await;
     // It may not ask for a repository by its id.
-    synced.use_scopes(&["read:issue"]);
+    synced.use_token_of("maria", &["read:issue"]);
     synced.start_worker().await;
     let gitea = &synced.gitea;
     gitea.advance(-60);

@@ -139,7 +139,7 @@ async fn what_cannot_be_compared_is_said() {
 async fn what_was_never_shown_to_a_token_is_not_taken_for_gone() {
     let flags = ["--repair-interval-secs", "1", "--gone-after-secs", "1"];
     let mut synced = Synced::start_without_worker(&flags).await;
-    synced.use_token_of("tom");
+    synced.use_token_of("tom", &["all"]);
     let gitea = &synced.gitea;
     gitea.advance(-60);
     let hidden = gitea.add_repository("acme", "hidden");
@@ -171,7 +171,7 @@ async fn what_was_never_shown_to_a_token_is_not_taken_for_gone() {
     let unseen = issue(gitea, hidden);
     gitea.use_real_clock();
     synced.worker.take().expect("a worker").stop().await;
-    synced.use_token_of("maria");
+    synced.use_token_of("maria", &["all"]);
     synced.start_worker().await;
     synced.equal(&[here, there, unseen]).await;
 }

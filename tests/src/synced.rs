@@ -106,14 +106,9 @@ impl Synced {
         worker_at(exe, &self.nats.url(), &flags, &[("GITEA_TOKEN", &self.token)])
     }
 
-    /// Gives the worker, and who asks for [`Synced::token`], the token of another user.
-    pub fn use_token_of(&mut self, login: &str) {
-        self.token = self.gitea.add_token(login, login, &["all"]);
-    }
-
-    /// Gives the worker that starts next a token of the admin with these scopes.
-    pub fn use_scopes(&mut self, scopes: &[&str]) {
-        self.token = self.gitea.add_token("scopes", "maria", scopes);
+    /// Gives the worker that starts next, and who asks for [`Synced::token`], another token of a user.
+    pub fn use_token_of(&mut self, login: &str, scopes: &[&str]) {
+        self.token = self.gitea.add_token(login, login, scopes);
     }
 
     /// The token of Gitea's API.

@@ -11,11 +11,26 @@ from pathlib import Path
 
 import nats
 
-from coordinator_client import Change, Never, Settings, changes
+from coordinator_client import Change, Never, Settings, Subscription, changes
 from coordinator_client.subscriber import Subscriber
 from support import STREAM, BrokerCase
 
 PROGRAM = Path(__file__).with_name("suite_client.py")
+
+
+class Loses(Subscriber):
+    """A subscriber that does not get the messages of these sequences, once each."""
+
+    def __init__(self, lose: set[int], subscription: Subscription, settings: Settings) -> None:
+        super().__init__(subscription, settings)
+        self._lose = lose
+
+    def _receive(self, raw: object) -> None:
+        sequence = int(raw.reply.split(".")[5])  # type: ignore[attr-defined]
+        if sequence in self._lose:
+            self._lose.remove(sequence)
+            return
+        super()._receive(raw)  # type: ignore[arg-type]
 
 
 class BrokerFaults(BrokerCase):
@@ -130,15 +145,8 @@ class BrokerFaults(BrokerCase):
         client = await self.make_stream()
         lose: set[int] = set()
 
-        class Loses(Subscriber):
-            def _receive(self, raw: object) -> None:
-                sequence = int(raw.reply.split(".")[5])  # type: ignore[attr-defined]
-                if sequence in lose:
-                    lose.remove(sequence)
-                    return
-                super()._receive(raw)  # type: ignore[arg-type]
-
         subscriber = Loses(
+            lose,
             changes(durable="lost", handler=self.handle, ack_wait=30),
             Settings(url=self.broker.url),
         )
@@ -185,17 +193,10 @@ class BrokerFaults(BrokerCase):
         client = await self.make_stream()
         lose = {1}
 
-        class Loses(Subscriber):
-            def _receive(self, raw: object) -> None:
-                sequence = int(raw.reply.split(".")[5])  # type: ignore[attr-defined]
-                if sequence in lose:
-                    lose.remove(sequence)
-                    return
-                super()._receive(raw)  # type: ignore[arg-type]
-
         for count in range(4):
             await self.publish(client, 1, count)
         subscriber = Loses(
+            lose,
             changes(durable="gap", handler=self.handle, ack_wait=1),
             Settings(url=self.broker.url),
         )

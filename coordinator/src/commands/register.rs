@@ -1,6 +1,6 @@
 //! `coordinator register`: the webhooks in Gitea.
 
-mod listing;
+pub(super) mod listing;
 mod plan;
 mod refusal;
 mod registrar;

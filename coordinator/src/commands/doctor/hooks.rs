@@ -7,7 +7,7 @@ use reqwest::Url;
 use service::{causes::Causes, settings::text};
 
 use super::{DoctorArgs, report::Check};
-use crate::commands::gitea_access::HOOK_KINDS;
+use crate::commands::{gitea_access::HOOK_KINDS, register::listing::default_hooks};
 
 /// Repositories and owners whose hooks are looked at, so that the look has an end.
 const MOST_REPOSITORIES: usize = 20;
@@ -81,9 +81,13 @@ impl Wanted {
     }
 
     async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(), ApiError> {
-        if self.account.as_ref().is_none_or(|account| account.is_admin) {
-            self.list(client, HookScope::System, seen).await?;
-            seen.defaults = default_hooks(client).await?;
+        let may_be_admin = self.account.as_ref().is_none_or(|account| account.is_admin);
+        if may_be_admin && self.list(client, HookScope::System, seen).await? {
+            match default_hooks(client, 1..=MOST_PAGES).await {
+                Ok(hooks) => seen.defaults = hooks.iter().map(|hook| hook.id).collect(),
+                Err(ApiError::NotFound { .. } | ApiError::Forbidden { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.list(client, HookScope::User, seen).await?;
         for owner in &self.owners {
@@ -249,20 +253,6 @@ impl Wanted {
         let some = without.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         Check::warning(name, format!("{found}; none that works is seen for {some}"), register)
     }
-}
-
-/// Ids of the default hooks. Older versions have them among those of the system too.
-async fn default_hooks(client: &Client) -> Result<BTreeSet<i64>, ApiError> {
-    let mut ids = BTreeSet::new();
-    for page in 1..=MOST_PAGES {
-        match client.default_hooks(page).await {
-            Ok(answer) if answer.value.is_empty() => break,
-            Ok(answer) => ids.extend(answer.value.iter().map(|hook| hook.id)),
-            Err(ApiError::NotFound { .. } | ApiError::Forbidden { .. }) => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(ids)
 }
 
 /// A scope in words.

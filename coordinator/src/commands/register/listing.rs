@@ -28,12 +28,12 @@ pub(super) struct Repositories {
 
 /// Lists all hooks of a scope.
 pub(super) async fn hooks(client: &Client, scope: &HookScope) -> Result<Hooks, ApiError> {
-    let hooks = all(async |page| client.hooks(scope, page).await, |hook: &Hook| hook.id).await?;
+    let hooks =
+        all(1.., async |page| client.hooks(scope, page).await, |hook: &Hook| hook.id).await?;
     if *scope != HookScope::System {
         return Ok(Hooks { hooks, ..Hooks::default() });
     }
-    let mut defaults =
-        all(async |page| client.default_hooks(page).await, |hook: &Hook| hook.id).await?;
+    let mut defaults = default_hooks(client, 1..).await?;
     let is_among_others = |hook: &Hook| hooks.iter().any(|other| other.id == hook.id);
     let of_unknown_kind =
         defaults.iter().filter(|hook| is_among_others(hook)).map(|hook| hook.id).collect();
@@ -41,13 +41,22 @@ pub(super) async fn hooks(client: &Client, scope: &HookScope) -> Result<Hooks, A
     Ok(Hooks { hooks, defaults, of_unknown_kind })
 }
 
-/// All elements of a list that has a page as long as it has elements.
+/// Lists the default hooks on these pages. Older versions of Gitea have them among those of the system too.
+pub(in crate::commands) async fn default_hooks(
+    client: &Client,
+    pages: impl Iterator<Item = u32>,
+) -> Result<Vec<Hook>, ApiError> {
+    all(pages, async |page| client.default_hooks(page).await, |hook: &Hook| hook.id).await
+}
+
+/// All elements of a list that has a page as long as it has elements, on these pages.
 async fn all<T>(
+    pages: impl Iterator<Item = u32>,
     page_of: impl AsyncFn(u32) -> Result<Answer<Vec<T>>, ApiError>,
     id: impl Fn(&T) -> i64,
 ) -> Result<Vec<T>, ApiError> {
     let (mut list, mut ids) = (Vec::new(), BTreeSet::new());
-    for page in 1.. {
+    for page in pages {
         let answer = page_of(page).await?;
         let before = list.len();
         list.extend(answer.value.into_iter().filter(|element| ids.insert(id(element))));

@@ -467,14 +467,14 @@ impl Streams<'_> {
         if super::bucket::has_ttls(&store) {
             return Ok(store);
         }
-        self.allow_ttls(&store).await;
+        self.allow_ttls(&store.stream).await;
         self.open(&RUNS_BUCKET).await
     }
 
     /// Asks for a bucket whose entries can have a time after which the broker removes them. It cannot
     /// be taken back, and changes nothing for entries without one.
-    async fn allow_ttls(self, store: &kv::Store) {
-        let found = &store.stream.cached_info().config;
+    async fn allow_ttls(self, stream: &stream::Stream) {
+        let found = &stream.cached_info().config;
         let wanted = stream::Config { allow_message_ttl: true, ..found.clone() };
         let asked = tokio::time::timeout(CHANGE_PATIENCE, self.js.update_stream(&wanted)).await;
         match asked {
@@ -514,13 +514,11 @@ impl Streams<'_> {
             }
             let created = self.js.create_stream(wanted).await;
             let error = match created {
-                Ok(_) => {
+                Ok(stream) => {
                     info!(parent: None, bucket = bucket.name, max_bytes, "bucket created");
-                    let store = self.open(bucket).await?;
-                    if !bucket.has_ttls {
-                        return Ok(store);
+                    if bucket.has_ttls {
+                        self.allow_ttls(&stream).await;
                     }
-                    self.allow_ttls(&store).await;
                     return self.open(bucket).await;
                 }
                 Err(error) => error,
